@@ -1,0 +1,1 @@
+"""Trajectory Transformer: reinforcement learning as one big sequence modeling problem (Janner, Li, Levine 2021)."""
