@@ -1,0 +1,213 @@
+"""Acting: the cached model as `advance`, contexts of past tokens, batched rollouts: the only code that steps
+an environment."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ttlib import search
+from ttlib.model import GPT, Cache, read
+from ttlib.tokenizer import Tokenizer
+
+
+class Decoder:
+    """The model reading on from E contexts: `advance` and `keep` of `search`, `log_p` (E, 1, V) to begin with.
+
+    ids (E, L) end inside a step.  The context is encoded once and shared by all sequences of its environment.
+    """
+
+    def __init__(self, model: GPT, tokenizer: Tokenizer, ids: Tensor):
+        self.model, self.tokenizer = model, tokenizer
+        self.dim = (ids.shape[1] - model.config.prefix) % tokenizer.transition.D
+        self.cache, self.after_R = Cache(), None
+        self.log_p = read(model, ids, self.cache)[:, -1:].log_softmax(-1)
+        self.rows = len(ids)
+        self.cache.freeze()
+
+    def advance(self, bins: Tensor, parents: Tensor | None) -> Tensor:
+        """(G, K) bins appended to sequences `parents` (G, K) of each group -> (G, K, V) log-probabilities."""
+        (G, K), transition, rows = bins.shape, self.tokenizer.transition, slice(None)
+        if parents is not None:
+            rows = (parents + torch.arange(G, device=bins.device)[:, None] * (self.rows // G)).flatten()
+            self.cache.select(rows)
+        self.rows = G * K
+        ids = bins.flatten()[:, None] + self.tokenizer.V * self.dim
+        if self.dim == transition.reward_to_go:
+            logits = self.after_R[rows]  # R is never an input: it was read together with r
+        elif transition.rewards and self.dim == transition.reward:
+            two = torch.cat([ids, torch.full_like(ids, self.tokenizer.V * transition.reward_to_go)], 1)
+            logits, self.after_R = read(self.model, two, self.cache).unbind(1)
+        else:
+            logits = read(self.model, ids, self.cache)[:, -1]
+        self.dim = (self.dim + 1) % transition.D
+        return logits.view(G, K, -1).log_softmax(-1)
+
+    def keep(self, rows: Tensor) -> None:
+        """rows: (E, B) of each environment's sequences; each becomes a group of its own."""
+        E, B = rows.shape
+        flat = (rows + torch.arange(E, device=rows.device)[:, None] * (self.rows // E)).flatten()
+        self.rows = E * B
+        if len(self.cache.frozen) == 1:
+            self.cache.select(flat)
+            self.cache.freeze()
+        else:
+            self.cache.merge(flat)
+
+
+Choose = Callable[[Decoder], tuple[Tensor, dict[str, Tensor]]]  # -> action bins (E, M), what to record, (E,) each
+
+
+def by_reward(plan: search.Plan, rng: torch.Generator) -> Choose:
+    """The first action of the plan of highest value; records the value predicted."""
+
+    def choose(decoder):
+        found = search.maximise(decoder.advance, decoder.keep, decoder.log_p, decoder.tokenizer, plan, rng)
+        return found.bins[:, 0, : decoder.tokenizer.transition.M], {"value": found.value[:, 0]}
+
+    return choose
+
+
+def by_likelihood(horizon: int, width: int) -> Choose:
+    """Imitation and goal reaching: Algorithm 1 over all tokens of `horizon` transitions from the action on."""
+
+    def choose(decoder):
+        transition = decoder.tokenizer.transition
+        length = horizon * transition.D - transition.N - transition.rewards  # a last R would count nothing
+        dims = (torch.arange(length) + transition.N) % transition.D
+        skip = (dims == transition.reward_to_go).nonzero().flatten().tolist()
+        found = search.beam_search(decoder.advance, decoder.log_p, length, width, skip)
+        return found.bins[:, 0, : transition.M], {"log_p": found.log_p[:, 0]}
+
+    return choose
+
+
+def by_sampling(rng: torch.Generator, **options) -> Choose:
+    """An action drawn from the model: imitation without search.  Options as in `search.filtered`."""
+
+    def choose(decoder):
+        start = torch.zeros(decoder.log_p.shape[:2], dtype=torch.long, device=decoder.log_p.device)
+        pick = lambda log_p: search.sample(log_p, rng, **options)  # noqa: E731
+        found = search.grow(decoder.advance, decoder.log_p, start, decoder.tokenizer.transition.M, pick)
+        return found.bins[:, 0], {"log_p": found.log_p[:, 0]}
+
+    return choose
+
+
+class TransformerAgent:
+    """Receding-horizon control of E environments at once: context, choice, first action.
+
+    past: transitions of context beside the current one; horizon: transitions a choice looks ahead (the current
+    one included), both checked against the window.  goals (E, N) float or None.
+    """
+
+    def __init__(self, model: GPT, tokenizer: Tokenizer, choose: Choose, past: int, horizon: int, goals=None):
+        if past < 0 or past + horizon > model.config.T:
+            raise ValueError(
+                f"{past} past + {horizon} planned transitions > window of {model.config.T}: "
+                "shorten one of them or train with a longer window"
+            )
+        if (goals is not None) != (model.config.prefix > 0):
+            raise ValueError(f"goals given: {goals is not None}, but the model has {model.config.prefix} goal tokens")
+        self.model, self.tokenizer, self.choose, self.past = model, tokenizer, choose, past
+        self.device = next(model.parameters()).device
+        self.goals = None if goals is None else self._encode(goals, tokenizer.transition.state)
+        self.steps: list[Tensor] = []
+
+    def _encode(self, x: np.ndarray, dims: slice | int) -> Tensor:
+        return self.tokenizer.encode(torch.as_tensor(x, dtype=torch.float64, device=self.device), dims)
+
+    @torch.inference_mode()
+    def act(self, states: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """states: (E, N) -> actions (E, M), bin centres, and what the choice records."""
+        transition = self.tokenizer.transition
+        self.state_ids = self._encode(states, transition.state)
+        prefix = [] if self.goals is None else [self.goals]
+        past = self.steps[len(self.steps) - self.past :] if self.past else []
+        bins, record = self.choose(Decoder(self.model, self.tokenizer, torch.cat([*prefix, *past, self.state_ids], 1)))
+        self.action_ids = bins + self.tokenizer.offset[transition.action]
+        actions = self.tokenizer.decode(self.action_ids).cpu().numpy()
+        return actions, {name: value.cpu().numpy() for name, value in record.items()}
+
+    def observe(self, rewards: np.ndarray, going_on: np.ndarray) -> None:
+        """rewards (E,) of the action taken; going_on (E,) bool: the environments that remain."""
+        transition, tokens = self.tokenizer.transition, [self.state_ids, self.action_ids]
+        if transition.rewards:
+            r = self._encode(rewards[:, None], transition.reward)
+            tokens += [r, torch.full_like(r, self.tokenizer.V * transition.reward_to_go)]
+        keep = torch.as_tensor(going_on, device=self.device)
+        self.steps = [step[keep] for step in [*self.steps, torch.cat(tokens, 1)][-max(1, self.past) :]]
+        self.goals = None if self.goals is None else self.goals[keep]
+
+
+class FunctionAgent:
+    """An agent without memory: act(states (E, N), rows (E,)) -> (E, M), rows being the rollouts still going."""
+
+    def __init__(self, function: Callable[[np.ndarray, np.ndarray], np.ndarray], count: int):
+        self.function, self.rows = function, np.arange(count)
+
+    def act(self, states):
+        return self.function(states, self.rows), {}
+
+    def observe(self, rewards, going_on):
+        self.rows = self.rows[going_on]
+
+
+@dataclass
+class Rollout:
+    """One episode: states (T + 1, N), actions (T, M), rewards (T,), what the agent recorded, (T,) each."""
+
+    seed: int
+    states: list[np.ndarray] = field(default_factory=list)
+    actions: list[np.ndarray] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    record: dict[str, list[float]] = field(default_factory=dict)
+    terminal: bool = False
+
+    @property
+    def total(self) -> float:
+        """Undiscounted return."""
+        return float(sum(self.rewards))
+
+
+def rollouts(
+    make: Callable[[], object],
+    agent,
+    seeds: list[int],
+    options: list[dict] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Rollout]:
+    """Run one episode per seed, all in step so that their decisions are one batch.
+
+    make() -> gymnasium environment with a time limit; options[i] is handed to reset.  An environment that has
+    ended leaves the batch.
+    """
+    if not seeds:
+        raise ValueError("no seeds: at least one rollout is needed")
+    envs, runs = [make() for _ in seeds], [Rollout(seed) for seed in seeds]
+    live = np.arange(len(seeds))
+    for i, (env, run) in enumerate(zip(envs, runs, strict=True)):
+        state, _ = env.reset(seed=run.seed, options=options[i] if options else None)
+        run.states.append(np.asarray(state, np.float64))
+    while len(live):
+        actions, record = agent.act(np.stack([runs[i].states[-1] for i in live]))
+        going_on = np.ones(len(live), bool)
+        for row, i in enumerate(live):
+            action = np.clip(actions[row], envs[i].action_space.low, envs[i].action_space.high)
+            state, reward, terminal, timeout, _ = envs[i].step(action.astype(np.float32))
+            run = runs[i]
+            run.states.append(np.asarray(state, np.float64))
+            run.actions.append(action)
+            run.rewards.append(float(reward))
+            for name, values in record.items():
+                run.record.setdefault(name, []).append(float(values[row]))
+            run.terminal, going_on[row] = bool(terminal), not (terminal or timeout)
+        agent.observe(np.array([runs[i].rewards[-1] for i in live]), going_on)
+        live = live[going_on]
+        if progress:
+            progress(len(live))
+    for env in envs:
+        env.close()
+    return runs
