@@ -1,0 +1,132 @@
+# Nothing here needs an activated environment: the first target that needs Python packages makes $(VENV).
+# SIZE    smoke (seconds a page), laptop (two CPU cores, the default), paper (one GPU)
+# MODE    all (compute what is missing), scratch (train anew), book (only draw what is there)
+# PYTHON  the Python, 3.11 or newer, that the environment is made from
+# TORCH_INDEX  one more package index, for a Linux machine without a GPU (PyPI's torch brings several GB of CUDA):
+#              make TORCH_INDEX=https://download.pytorch.org/whl/cpu all
+# ARGS    more arguments: make hopper ARGS="-p seeds=2", make test ARGS="-k tokens"
+PYTHON ?= python3
+SIZE ?= laptop
+MODE ?= all
+TORCH_INDEX ?=
+ARGS ?=
+VENV ?= .venv
+BIN := $(VENV)/bin
+BUILD := notebooks/_build
+
+# uv is used where there is one; `make UV= all` uses pip all the same.
+UV := $(shell uv --version >/dev/null 2>&1 && echo uv)
+# uv does not read pip's settings: where pip has a folder of wheels, uv gets it too.
+ifneq ($(PIP_FIND_LINKS),)
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+endif
+
+# The stamp's name carries the content of the two files, so touching them or changing branches reinstalls nothing.
+STAMP := $(VENV)/.installed-$(shell cat pyproject.toml requirements.lock | cksum | cut -d ' ' -f 1)
+
+PAGES := start tokens model search four_rooms hopper
+start_PAGE := 00_start_here
+tokens_PAGE := 01_tokens
+model_PAGE := 02_model_and_training
+search_PAGE := 03_search
+four_rooms_PAGE := 04_four_rooms
+hopper_PAGE := 05_hopper
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help all scratch book estimate data pages html $(PAGES) fig5 table1 lab test lint bench tune ship lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9_]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@echo "SIZE=$(SIZE) (smoke, laptop, paper), MODE=$(MODE) (all, scratch, book); more at the top of the Makefile"
+
+all: estimate data pages html ## data, every page, and the book: computes only what is missing
+
+scratch: ## the same, training every model anew
+scratch: override MODE = scratch
+scratch: estimate data pages html
+
+book: ## the pages from results that are already there, as HTML: notebooks/_build/html/index.html
+book: override MODE = book
+book: pages html
+
+estimate: $(STAMP) ## what is still to be computed, and how long it takes here
+	$(BIN)/python -m ttlib estimate --size $(SIZE) --mode $(MODE)
+
+data: $(STAMP) ## make or fetch the datasets
+	$(BIN)/python -m ttlib data --size $(SIZE)
+
+pages: $(PAGES) ## run every page, in order
+
+html: $(STAMP) ## the HTML book from the pages as they were last run
+	$(BIN)/python notebooks/book.py --size $(SIZE)
+
+start: ## page 00: start here
+tokens: ## page 01: a trajectory as a sequence of tokens
+model: ## page 02: the model and its training
+search: ## page 03: beam search as planning
+four_rooms: ## page 04: reaching goals in four rooms
+hopper: ## page 05: offline reinforcement learning on hopper
+
+$(PAGES): $(STAMP)
+	$(BIN)/python notebooks/run.py $($@_PAGE).py --size $(SIZE) --mode $(MODE) $(ARGS)
+
+fig5: four_rooms ## figure 5 of the paper
+table1: hopper ## table 1 of the paper: its hopper rows
+
+# jupytext shows the pages as notebooks; settings stay in the build folder, away from the user's own.
+lab: export JUPYTER_CONFIG_DIR = $(abspath $(BUILD)/jupyter/config)
+lab: export JUPYTER_DATA_DIR = $(abspath $(BUILD)/jupyter/data)
+lab: export IPYTHONDIR = $(abspath $(BUILD)/jupyter/ipython)
+lab: $(STAMP) ## open the pages in JupyterLab
+	mkdir -p $$JUPYTER_CONFIG_DIR/labconfig
+	cp notebooks/lab.json $$JUPYTER_CONFIG_DIR/labconfig/default_setting_overrides.json
+	$(BIN)/jupyter-lab --notebook-dir=notebooks $(ARGS)
+
+test: $(STAMP) ## the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## ruff
+	$(BIN)/ruff check .
+
+bench: $(STAMP) ## speed of training and planning on this machine
+	$(BIN)/python -m ttlib.bench $(ARGS)
+
+tune: $(STAMP) ## the search for settings, on seeds that no report uses
+	$(BIN)/python -m ttlib tune --size $(SIZE) $(ARGS)
+
+ship: $(STAMP) ## put trained models and results where git keeps them
+	$(BIN)/python -m ttlib ship --size $(SIZE) $(ARGS)
+
+# One version of each package for every system and every Python from 3.11.0 on; this alone needs uv.
+lock: ## write requirements.lock and environment.yml anew, with the newest versions
+	uv pip compile -q --universal --fork-strategy fewest --python-version 3.11 --no-header --no-annotate \
+	--extra book --extra test pyproject.toml | $(PYTHON) tools/environment.py lock
+	$(PYTHON) tools/environment.py
+
+clean: ## remove executed pages, the book and caches; data, models, figures and the environment stay
+	rm -rf $(BUILD) .pytest_cache .ruff_cache .hypothesis
+	find ttlib tests tools notebooks -name __pycache__ -prune -exec rm -rf {} +
+
+INDEX = $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+ifneq ($(UV),)
+new_venv = uv venv --python "$(shell command -v $(PYTHON))" $(1)
+install = uv pip install --python $(1)/bin/python $(INDEX) $(if $(INDEX),--index-strategy unsafe-best-match)
+else
+new_venv = @$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) cannot make environments: \
+install its venv module (Debian, Ubuntu: apt install python3-venv) or uv, or name another with PYTHON=..."; exit 1; }; \
+$(PYTHON) -m venv $(1)
+install = $(1)/bin/python -m pip install --disable-pip-version-check $(INDEX)
+endif
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "$(PYTHON) is missing or older than 3.11: name another, make PYTHON=python3.12 ..."; exit 1; }
+	$(call new_venv,$(VENV))
+
+# gym and d4rl come second and alone: see [tool.ttlib] in pyproject.toml. Their versions are in the lock.
+$(STAMP): | $(BIN)/python
+	$(call install,$(VENV)) -c requirements.lock -e ".[book,test]"
+	$(call install,$(VENV)) -c requirements.lock --no-deps gym d4rl
+	@rm -f $(VENV)/.installed-*
+	@touch $@
