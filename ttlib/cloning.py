@@ -36,7 +36,7 @@ def fit(
     patience: int = 10,
 ) -> tuple[Policy, list[float]]:
     """Least squares on actions by Adam; stops when the held-out error has not fallen for `patience` checks of
-    500 updates, and returns the best policy and its held-out errors."""
+    at most 500 updates, and returns the best policy and its held-out errors."""
     x, y, held_x, held_y = (
         torch.as_tensor(a, dtype=torch.float32) for a in (inputs, actions, held_inputs, held_actions)
     )
@@ -44,13 +44,13 @@ def fit(
         torch.manual_seed(seed)
         policy = Policy(x, y.shape[1])
         optimiser = torch.optim.Adam(policy.parameters(), lr=1e-3)
-        errors, best = [], None
+        errors, best, check = [], None, min(500, updates)
         for update in range(1, updates + 1):
             rows = torch.randint(len(x), (batch,))
             optimiser.zero_grad()
             (policy(x[rows]) - y[rows]).square().mean().backward()
             optimiser.step()
-            if update % 500 == 0:
+            if update % check == 0:
                 with torch.inference_mode():
                     errors.append((policy(held_x) - held_y).square().mean().item())
                 if errors[-1] == min(errors):

@@ -16,6 +16,7 @@ POLICIES = results.ROOT / "data" / "policies"
 
 # v5 changes Walker2d's friction and the terminal reward: -v4 has the reward and termination of D4RL's -v2 tasks.
 TASKS = {"hopper": "Hopper-v4"}
+MAX_STEPS = 1000  # the time limit of every task
 # Snapshots (training steps) that make each regenerated dataset; several share its steps equally.
 RECIPES = {"hopper": {"medium-replay": tuple(range(20_000, 240_001, 20_000))}}
 
@@ -145,7 +146,7 @@ def capsules(task: str, qpos: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[
     env = make(task)
     model, state = env.unwrapped.model, env.unwrapped.data
     # A sphere is a capsule without length; planes are the floor.
-    shapes = (mujoco.mjtGeom.mjGEOM_CAPSULE, mujoco.mjtGeom.mjGEOM_SPHERE)
+    shapes = (int(mujoco.mjtGeom.mjGEOM_CAPSULE), int(mujoco.mjtGeom.mjGEOM_SPHERE))
     geoms = [g for g in range(model.ngeom) if model.geom_type[g] in shapes]
     half = np.where(model.geom_type[geoms] == shapes[0], model.geom_size[geoms, 1], 0.0)
     ends = []

@@ -56,7 +56,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, layer: int, attend: Attend) -> Tensor:
         B, t, d = x.shape
-        # Departs from the paper: LayerNorm stands before each sublayer, not after it as in GPT; both public codes do so.
+        # Departs from the paper: LayerNorm stands before each sublayer, not after it as in GPT.
         q, k, v = self.qkv(self.norm_attention(x)).view(B, t, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
         y = attend(layer, q, k, v).transpose(1, 2).reshape(B, t, d)
         x = x + self.drop_residual(self.out(y))

@@ -1,0 +1,98 @@
+"""python -m ttlib data | estimate | ship | tune: what make asks for beside the pages."""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+
+from ttlib import experiments, results
+
+# The experiments whose models the pages need, in order.
+PAGES_NEED = [
+    ("four-rooms", "v1"),
+    ("four-rooms-unconditioned", "v1"),
+    ("four-rooms-held-out", "v1"),
+    ("hopper-medium-replay", "v1"),
+    ("hopper-medium-replay", "released"),
+]
+
+
+def needed(size: str) -> list[experiments.Experiment]:
+    return [experiments.get(name, size, profile) for name, profile in PAGES_NEED]
+
+
+def make_data(size: str) -> None:
+    from ttlib import stages
+
+    for config in dict.fromkeys(exp.data for exp in needed(size)):
+        found = stages.dataset(config)
+        print(
+            f"{config.name}: {len(found):,} episodes, {len(found.states):,} steps, "
+            f"mean return {found.returns.mean():.0f}, deviation {found.returns.std():.0f}"
+        )
+
+
+def estimate(size: str) -> None:
+    """What is still to be computed, and how long it takes on this machine, before any of it is begun."""
+    from ttlib import stages
+
+    rate, seconds = 0.5 * results.gflops() * 1e9, 60.0
+    print(
+        f"this machine multiplies fp32 matrices at {results.gflops():.0f} GFLOP/s; size {size}, mode {results.mode()}"
+    )
+    for exp in needed(size) if results.mode() != "book" else []:
+        if stages.checkpoint_folder(exp):
+            print(f"  {exp.label:32} model is there")
+            continue
+        tokens = exp.train.updates * exp.train.batch * exp.model.max_tokens
+        d, L = exp.model.d_model, exp.model.n_layer
+        work = 6 * tokens * (12 * L * d * d + 2 * L * d * exp.model.max_tokens / 2 + d * exp.model.V)
+        seconds += work / rate
+        print(f"  {exp.label:32} train on {tokens / 1e6:5.1f} million tokens: about {work / rate / 60:.1f} minutes")
+    for record in sorted(results.folder(size).glob("*.json")) if results.mode() != "book" else []:
+        about = json.loads(record.read_text())
+        if results.TABLES.joinpath(
+            f"{about['name']}-{size}-{results.key(about['recipe'], about['inputs'])}.csv"
+        ).exists():
+            continue
+        took = about["wall_seconds"] * about["gflops_fp32"] / results.gflops()
+        seconds += took
+        print(f"  {about['name']:32} compute: about {took / 60:.1f} minutes")
+    print(f"about {seconds / 60:.0f} minutes in all", flush=True)
+
+
+def ship(size: str) -> None:
+    """Models trained here to data/checkpoints, and the checksums of all that data/ ships."""
+    from ttlib import stages
+
+    for exp in needed(size):
+        folder = stages.ship(exp)
+        print(f"{folder.relative_to(results.ROOT)}: {sum(f.stat().st_size for f in folder.iterdir()) / 1e6:.1f} MB")
+    data = results.ROOT / "data"
+    files = sorted(p for name in ("checkpoints", "policies") for p in (data / name).rglob("*") if p.is_file())
+    lines = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.relative_to(data).as_posix()}\n" for p in files]
+    (data / "SHA256SUMS").write_text("".join(lines))
+
+
+def tune(size: str) -> None:
+    from ttlib import tuning
+
+    tuning.run(size)
+
+
+def main() -> int:
+    commands = {"data": make_data, "estimate": estimate, "ship": ship, "tune": tune}
+    parser = argparse.ArgumentParser(prog="python -m ttlib", description=__doc__)
+    parser.add_argument("command", choices=commands)
+    parser.add_argument("--size", choices=results.SIZES, default="laptop")
+    parser.add_argument("--mode", choices=results.MODES)
+    arguments = parser.parse_args()
+    if arguments.mode:
+        os.environ["TTLIB_MODE"] = arguments.mode
+    commands[arguments.command](arguments.size)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""Every experiment of every size and profile, as frozen configs: nothing else in the project types a number twice."""
+
+import difflib
+from dataclasses import dataclass, replace
+
+from ttlib.model import ModelConfig
+from ttlib.results import SIZES
+from ttlib.search import Plan
+from ttlib.tokenizer import Transition
+from ttlib.train import TrainConfig
+
+PROFILES = ("v1", "released")
+GAMMA = 0.99  # ours; the paper does not state it
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How a dataset is made: `steps` of a simulator task, or `steps` trajectories of four rooms."""
+
+    task: str
+    quality: str
+    steps: int
+    seed: int = 0
+    held_out: float = 0.05  # share of episodes
+    excluded_pairs: tuple[tuple[int, int], ...] = ()  # four rooms: ordered pairs of rooms never shown
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}-{self.quality}"
+
+
+@dataclass(frozen=True)
+class Bins:
+    """What becomes of a step before it is a row of tokens (the tokens of both profiles)."""
+
+    kind: str = "uniform"
+    V: int = 100  # not stated in the paper
+    gamma: float = GAMMA
+    include_current: bool = True  # R_t contains r_t, as printed
+    terminal_reward: float | None = None
+    action_weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One model and how it acts.  past: transitions of context while acting."""
+
+    name: str
+    size: str
+    profile: str
+    data: DataConfig
+    bins: Bins
+    model: ModelConfig
+    train: TrainConfig
+    past: int
+    plan: Plan | None = None  # reward-maximising search
+    horizon: int = 1  # likelihood search: transitions, the current one included
+    width: int = 1
+    seeds: tuple[int, ...] = ()  # of rollouts
+    goal: bool = False
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}-{self.profile}"
+
+    def __post_init__(self):
+        needed = self.past + (self.plan.horizon if self.plan else self.horizon)
+        if needed > self.model.T:
+            raise ValueError(
+                f"{self.label}: {self.past} past + {needed - self.past} planned transitions > window of {self.model.T}"
+            )
+
+
+HOPPER = Transition(11, 3)
+FOUR_ROOMS = Transition(2, 2, rewards=False)
+# The two diagonal ordered pairs of rooms that the model of split `held_out` never sees.
+HELD_OUT_PAIRS = ((0, 3), (3, 0))
+
+
+# Below paper size both profiles are trained alike, whatever their optimiser at paper size: 4 x 4, 128 without
+# dropout, by Muon.
+# Departs from the paper: at smoke and laptop size Muon instead of Adam, and no dropout: far lower loss per minute.
+_SMALL_MODEL = dict(n_layer=4, n_head=4, d_model=128, dropout=0.0)
+_SMALL_TRAIN = dict(optimiser="muon", lr=5e-3, betas=(0.9, 0.95), weight_decay=0.1, clip=1.0, warmup=100)
+
+
+def _paper_model(transition: Transition, profile: str, prefix: int = 0) -> ModelConfig:
+    if profile == "v1":  # Section 3.1: at most 512 tokens; the rest is Appendix A, the defaults
+        return ModelConfig(transition, (512 - prefix) // transition.D, prefix=prefix)
+    return ModelConfig(transition, 10, n_head=4, d_model=128, dropout_where="everywhere", prefix=prefix)
+
+
+def _paper_train(profile: str, steps: int, batch: int = 64) -> TrainConfig:
+    """80 epochs; the released code: 50 epochs per million steps.  An epoch is every window start once."""
+    if profile == "v1":
+        return TrainConfig(80 * steps // batch, batch)
+    return TrainConfig(50_000_000 // 256, 256, "adamw", 6e-4, (0.9, 0.95), 0.1, clip=1.0, final_lr=0.1)
+
+
+def _four_rooms(name: str, size: str, profile: str) -> Experiment:
+    """Figure 5.  There are no rewards, so likelihood alone is searched."""
+    pairs = HELD_OUT_PAIRS if name.endswith("held-out") else ()
+    goal = not name.endswith("unconditioned")
+    prefix = FOUR_ROOMS.N * goal
+    if size == "paper":
+        model, train = _paper_model(FOUR_ROOMS, profile, prefix), _paper_train(profile, 150_000, batch=256)
+    else:
+        updates, batch = {"smoke": (12, 16), "laptop": (1000, 64)}[size]
+        model, train = (
+            ModelConfig(FOUR_ROOMS, 12, prefix=prefix, **_SMALL_MODEL),
+            TrainConfig(updates, batch, **_SMALL_TRAIN),
+        )
+    return Experiment(
+        name, size, profile,
+        data=DataConfig("four-rooms", "held-out" if pairs else "all", 300 if size == "smoke" else 10_000,
+                        excluded_pairs=pairs),
+        bins=Bins(), model=model, train=train, past=6, horizon=3, width=8, goal=goal,
+    )  # fmt: skip
+
+
+def _hopper(name: str, size: str, profile: str) -> Experiment:
+    """Offline RL on hopper-medium-replay (Table 1, `mixed`)."""
+    steps = {"smoke": 4_000, "laptop": 200_000, "paper": 1_000_000}[size]
+    if profile == "v1":
+        bins, plan = Bins(), Plan(horizon=3, plans=8, candidates=4, gamma=GAMMA, proposal="beam")
+    else:
+        bins = Bins("quantile", include_current=False, terminal_reward=-100.0, action_weight=5.0)
+        plan = Plan(3, plans=16, candidates=2, gamma=GAMMA, include_current=False, proposal="sample", cdf=0.6)
+    if size == "paper":
+        model, train = _paper_model(HOPPER, profile), _paper_train(profile, steps)
+        plan = replace(plan, horizon=5, plans=32)
+    else:
+        updates, batch = {"smoke": (12, 8), "laptop": (5600, 16)}[size]
+        model, train = ModelConfig(HOPPER, 10, **_SMALL_MODEL), TrainConfig(updates, batch, **_SMALL_TRAIN)
+    if size == "smoke":
+        plan = replace(plan, horizon=2, plans=2)
+    return Experiment(
+        name, size, profile, data=DataConfig("hopper", "medium-replay", steps), bins=bins, model=model, train=train,
+        past=0, plan=plan, seeds=tuple(range({"smoke": 2, "laptop": 10, "paper": 15}[size])),
+    )  # fmt: skip
+
+
+_EXPERIMENTS = {
+    "four-rooms": _four_rooms,
+    "four-rooms-unconditioned": _four_rooms,
+    "four-rooms-held-out": _four_rooms,
+    "hopper-medium-replay": _hopper,
+}
+
+
+def names() -> list[str]:
+    return sorted(_EXPERIMENTS)
+
+
+def get(name: str, size: str = "laptop", profile: str = "v1") -> Experiment:
+    """The experiment of that name.  ValueError lists the known names, sizes or profiles."""
+    if name not in _EXPERIMENTS:
+        near = difflib.get_close_matches(name, _EXPERIMENTS, n=1)
+        raise ValueError(f"unknown experiment {name!r}{f' (did you mean {near[0]!r}?)' if near else ''}: {names()}")
+    if size not in SIZES:
+        raise ValueError(f"unknown size {size!r}; expected one of {SIZES}")
+    if profile not in PROFILES:
+        raise ValueError(f"unknown profile {profile!r}; expected one of {PROFILES}")
+    return _EXPERIMENTS[name](name, size, profile)

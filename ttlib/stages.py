@@ -1,0 +1,262 @@
+"""From recipe to rollouts: datasets, models and tables of results, each found by the content that made it."""
+
+import functools
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ttlib import cloning, control, data, envs, fourrooms, results, tokenizer, train
+from ttlib.data import Episodes, Windows
+from ttlib.experiments import HELD_OUT_PAIRS, DataConfig, Experiment
+from ttlib.model import GPT
+from ttlib.train import Checkpoint
+
+# Raised by hand when the meaning of a stage changes, so that tidying code retrains nothing.
+DATA_STAGE, MODEL_STAGE = 1, 1
+REGENERATED = results.ROOT / "data" / "regenerated"
+SHIPPED = results.ROOT / "data" / "checkpoints"
+TRAINED = results.ROOT / "build" / "checkpoints"
+
+
+def data_key(config: DataConfig) -> str:
+    """Of the recipe, never of the bytes: simulators differ in the last bits between machines."""
+    made_by = [envs.policy_keys(config.task, config.quality)] if config.task in envs.TASKS else []
+    recipe = {k: v for k, v in results.plain(config).items() if k != "held_out"}
+    return results.key("data", DATA_STAGE, recipe, made_by)
+
+
+@functools.lru_cache(maxsize=4)
+def dataset(config: DataConfig) -> Episodes:
+    """Load the dataset, generated first where it is not there."""
+    path = REGENERATED / f"{config.name}-{data_key(config)}.hdf5"
+    if not path.exists():
+        print(f"{config.name}: generating {config.steps:,} {'steps' if config.task in envs.TASKS else 'trajectories'}")
+        if config.task in envs.TASKS:
+            envs.regenerate(path, config.task, config.quality, config.steps, config.seed)
+        else:
+            data.write(path, fourrooms.demonstrations(config.steps, config.seed, config.excluded_pairs))
+    return data.episodes(data.read(path))
+
+
+def windows(exp: Experiment) -> tuple[Windows, Windows]:
+    """Training and held-out windows; bins are fitted to the training episodes alone."""
+    parts = dataset(exp.data).split(exp.data.held_out, exp.data.seed)
+    transition, bins = exp.model.transition, exp.bins
+    steps = [data.steps_table(p, transition, bins.gamma, bins.include_current, bins.terminal_reward) for p in parts]
+    fitted = tokenizer.fit(steps[0], transition, bins.V, bins.kind)
+    options = {"action_weight": bins.action_weight, "goal": exp.goal}
+    return tuple(data.windows(p, s, fitted, exp.model.T, **options) for p, s in zip(parts, steps, strict=True))
+
+
+def model_key(exp: Experiment) -> str:
+    return results.key(
+        "model", MODEL_STAGE, data_key(exp.data), exp.data.held_out, exp.bins, exp.model, exp.train, exp.goal
+    )
+
+
+def checkpoint_folder(exp: Experiment) -> Path | None:
+    """Where a model of this key lies: shipped (but not in mode scratch), or trained here; None if nowhere."""
+    shipped = SHIPPED / f"{exp.label}-{exp.size}"
+    places = [TRAINED / f"{exp.label}-{exp.size}-{model_key(exp)}"]
+    if results.mode() != "scratch":
+        places.insert(0, shipped)
+    for folder in places:
+        if (folder / "config.json").exists() and train.load(folder).about["key"] == model_key(exp):
+            return folder
+    return None
+
+
+def load_or_train(exp: Experiment) -> Checkpoint:
+    """The experiment's model: shipped or trained before, else trained now, resumable, with a progress bar."""
+    folder = checkpoint_folder(exp)
+    if folder is not None:
+        loaded = train.load(folder, _device())
+        print(
+            f"{exp.label}: model loaded from {folder.relative_to(results.ROOT)}, "
+            f"{loaded.about['held_out_all']:.3f} held-out nats a token"
+        )
+        return loaded
+    if results.mode() == "book":
+        raise FileNotFoundError(f"no checkpoint of {exp.label} at size {exp.size}: run `make all` first")
+    folder = TRAINED / f"{exp.label}-{exp.size}-{model_key(exp)}"
+    train_model(exp, folder)
+    return train.load(folder, _device())
+
+
+def train_model(exp: Experiment, folder: Path) -> None:
+    """Train, round the weights to bf16, write the checkpoint with 64 held-out windows."""
+    training, held_out = windows(exp)
+    tokens = exp.train.updates * exp.train.batch * training.length
+    print(f"{exp.label}: training on {tokens / 1e6:.1f} million tokens", flush=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(exp.train.seed)
+        model = GPT(exp.model).to(_device())
+    curve = train.fit(model, training, exp.train, folder, held_out)
+    train.round_weights(model)
+    start = torch.from_numpy(np.random.default_rng(0).choice(len(held_out), 64, replace=len(held_out) < 64))
+    about = {
+        "key": model_key(exp),
+        "experiment": results.plain(exp),
+        "tokens": tokens,
+        "curve": curve,
+        "held_out_all": train.evaluate(model, held_out),
+        "held_out_by_dimension": [nats for nats, _ in train.by_dimension(model, held_out)],
+        "seconds": round(sum(row["seconds"] for row in curve), 1),
+    } | results.provenance()
+    ids, weight = held_out.batch(start)
+    train.save(folder, model.cpu(), held_out.tokenizer, about, ids, weight)
+    (folder / "resume.safetensors").unlink(missing_ok=True)
+
+
+def ship(exp: Experiment) -> Path:
+    """Copy the model trained here to data/checkpoints, where git keeps it."""
+    source = TRAINED / f"{exp.label}-{exp.size}-{model_key(exp)}"
+    if not (source / "config.json").exists():
+        raise FileNotFoundError(f"{source} is missing: `make scratch` trains it")
+    target = SHIPPED / f"{exp.label}-{exp.size}"
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("resume*"))
+    return target
+
+
+def weights_key(exp: Experiment) -> str:
+    """Of the weights themselves: what results are computed from."""
+    folder = checkpoint_folder(exp)
+    return results.file_key(folder / "model.safetensors") if folder else model_key(exp)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def four_rooms_pairs(split: str, n: int, seed: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+    """n unseen starts and goals, (n, 2) each: `seen` over all free space, `held_out` of the pairs never shown."""
+    rng = np.random.default_rng([seed, 7])
+    every = [(a, b) for a in range(4) for b in range(4)]
+    excluded = [pair for pair in every if pair not in HELD_OUT_PAIRS] if split == "held_out" else ()
+    return fourrooms.sample_pairs(n, rng, excluded)
+
+
+def four_rooms_agent(model: str, exp: Experiment, goals: np.ndarray):
+    """An agent of `four_rooms_success.csv` for goals (n, 2)."""
+    if model == "straight":
+        return control.FunctionAgent(lambda s, rows: fourrooms.straight(s, goals[rows]), len(goals))
+    if model == "goal_mlp":
+        policy = goal_mlp(exp)
+        return control.FunctionAgent(lambda s, rows: policy.act(np.hstack([s, goals[rows]])), len(goals))
+    loaded = load_or_train(exp)
+    choose = control.by_likelihood(exp.horizon, exp.width)
+    return control.TransformerAgent(
+        loaded.model, loaded.tokenizer, choose, exp.past, exp.horizon, goals if exp.goal else None
+    )
+
+
+def goal_mlp(exp: Experiment) -> cloning.Policy:
+    """The goal-conditioned MLP: state and the episode's last state -> action."""
+    inputs, actions = [], []
+    for part in dataset(exp.data).split(exp.data.held_out, exp.data.seed):
+        goals = np.repeat(part.states[part.starts[1:] - 1], part.lengths, axis=0)
+        inputs.append(np.hstack([part.states, goals]))
+        actions.append(part.actions)
+    updates = 200 if exp.size == "smoke" else 20_000
+    return cloning.fit(inputs[0], actions[0], inputs[1], actions[1], seed=0, updates=updates)[0]
+
+
+def reach(agent, starts: np.ndarray, goals: np.ndarray, progress=None) -> list[control.Rollout]:
+    """Rollouts from starts to goals, (n, 2) each, all in one batch."""
+    options = [{"start": s, "goal": g} for s, g in zip(starts, goals, strict=True)]
+    return control.rollouts(envs.four_rooms, agent, list(range(len(goals))), options, progress)
+
+
+def success_table(runs: list[control.Rollout], starts: np.ndarray, goals: np.ndarray, **columns) -> pd.DataFrame:
+    """Rows of `four_rooms_success.csv`: success with a Wilson 95% interval and path length over the shortest
+    path to where the path ended (mean over successes), for all pairs (rooms_crossed = -1) and per rooms crossed."""
+    success = np.array([run.terminal for run in runs])
+    length = np.array([np.linalg.norm(np.diff(run.states, axis=0), axis=1).sum() for run in runs])
+    ends = np.array([run.states[-1] for run in runs], np.float32)
+    ratio = length / np.maximum(fourrooms.shortest_path(starts, ends), 1e-9)
+    crossed, rows = fourrooms.rooms_crossed(starts, goals), []
+    for rooms in (-1, *np.unique(crossed)):
+        chosen = crossed == rooms if rooms >= 0 else np.ones(len(runs), bool)
+        low, high = results.wilson(int(success[chosen].sum()), int(chosen.sum()))
+        rows.append(
+            {
+                **columns,
+                "rooms_crossed": int(rooms),
+                "n": int(chosen.sum()),
+                "success": success[chosen].mean(),
+                "low": low,
+                "high": high,
+                "path_ratio": ratio[chosen & success].mean() if (chosen & success).any() else np.nan,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def act(
+    exp: Experiment, method: str, seeds: tuple[int, ...], model_seed: int = 0, progress=None
+) -> list[control.Rollout]:
+    """Rollouts of a task by a method of `table1_rollouts.csv`, all in one batch: tto plans for reward, sampling
+    draws the model's actions, bc is the cloned MLP, behaviour the data's own policies in turn."""
+    if method in ("tto", "sampling"):
+        loaded, rng = load_or_train(exp), torch.Generator(_device()).manual_seed(seeds[0])
+        choose = control.by_reward(exp.plan, rng) if method == "tto" else control.by_sampling(rng)
+        horizon = exp.plan.horizon if method == "tto" else 1
+        agent = control.TransformerAgent(loaded.model, loaded.tokenizer, choose, exp.past, horizon)
+    elif method == "bc":
+        policy = cloned(exp, model_seed)
+        agent = control.FunctionAgent(lambda s, rows: policy.act(s), len(seeds))
+    elif method == "behaviour":
+        agent = control.FunctionAgent(behaviour(exp, seeds), len(seeds))
+    else:
+        raise ValueError(f"unknown method {method!r}; expected tto, sampling, bc or behaviour")
+    return control.rollouts(lambda: envs.make(exp.data.task), agent, list(seeds), progress=progress)
+
+
+def cloned(exp: Experiment, seed: int) -> cloning.Policy:
+    """Behaviour cloning on the experiment's data."""
+    training, held_out = dataset(exp.data).split(exp.data.held_out, exp.data.seed)
+    updates = 200 if exp.size == "smoke" else 20_000
+    return cloning.fit(training.states, training.actions, held_out.states, held_out.actions, seed, updates)[0]
+
+
+def behaviour(exp: Experiment, seeds: tuple[int, ...]) -> Callable:
+    """The data's behaviour policies: rollout i acts by the i-th snapshot, from the first again after the last."""
+    chosen = envs.RECIPES[exp.data.task][exp.data.quality]
+    policies = [envs.policy(exp.data.task, chosen[i % len(chosen)]) for i in range(len(seeds))]
+    rng = np.random.default_rng([exp.data.seed, *seeds])
+    return lambda states, rows: np.concatenate([policies[r](s[None], rng) for r, s in zip(rows, states, strict=True)])
+
+
+def rollout_rows(
+    runs: list[control.Rollout], exp: Experiment, method: str, setting: str, model_seed: int = 0
+) -> list[dict]:
+    """Rows of `table1_rollouts.csv`."""
+    return [
+        {"dataset": exp.data.name, "source": "regenerated", "method": method, "profile": exp.profile,
+         "setting": setting, "model_seed": model_seed, "rollout_seed": run.seed, "return": run.total,
+         "score": envs.score(exp.data.task, run.total), "length": len(run.rewards), "fell": run.terminal}
+        for run in runs
+    ]  # fmt: skip
+
+
+def value_rows(runs: list[control.Rollout], exp: Experiment) -> list[dict]:
+    """The value each plan predicted beside the discounted return that followed, per rollout and step.
+
+    Where the time limit ended the episode its last 200 steps are left out: the return that would have followed
+    is not known there.
+    """
+    rows = []
+    for run in runs:
+        achieved = data.reward_to_go(np.array(run.rewards), np.array([0, len(run.rewards)]), exp.bins.gamma)
+        known = len(run.rewards) - (0 if run.terminal else 200)
+        rows += [
+            {"dataset": exp.data.name, "profile": exp.profile, "rollout_seed": run.seed, "t": t,
+             "predicted": run.record["value"][t], "achieved": achieved[t]}
+            for t in range(0, max(known, 0), 5)
+        ]  # fmt: skip
+    return rows

@@ -1,0 +1,97 @@
+"""python -m ttlib tune: the search for the cheapest training with which planning on hopper pays.
+
+Rollout seeds start at 1000: no report uses them.  Models and rollouts are kept by their content, so a killed
+run goes on where it was.  The table is data/tried_hopper.csv.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from ttlib import experiments, results, stages, train
+from ttlib.experiments import Experiment
+from ttlib.search import Plan
+
+SEEDS = tuple(range(1000, 1008))
+NAME = "hopper-medium-replay"
+
+
+def shortened(exp: Experiment, tokens: float, T: int = 10, **changes) -> Experiment:
+    """The same training over fewer tokens, or with other settings."""
+    model, batch = replace(exp.model, T=T), changes.pop("batch", exp.train.batch)
+    updates = int(tokens / (batch * model.max_tokens))
+    trained = replace(exp.train, updates=updates, batch=batch, **changes)
+    plan = replace(exp.plan, horizon=min(exp.plan.horizon, T))
+    return replace(exp, name=f"{exp.name}-tried", model=model, train=trained, plan=plan)
+
+
+def trainings(size: str) -> list[Experiment]:
+    v1, released = (experiments.get(NAME, size, profile) for profile in experiments.PROFILES)
+    return [
+        shortened(v1, 2e6, optimiser="adamw", lr=2e-3, batch=32),
+        shortened(v1, 2e6, batch=32),
+        shortened(v1, 2e6),
+        shortened(v1, 5e6),
+        shortened(v1, 5e6, T=4, batch=40),
+        shortened(released, 5e6),
+        v1,
+        released,
+    ]
+
+
+def actings(exp: Experiment) -> list[tuple[str, Experiment]]:
+    """Ways to act that are compared: (method, experiment)."""
+    sampled = Plan(3, 8, 4, experiments.GAMMA, exp.bins.include_current, "sample", 0.6)
+    plans = [exp.plan, replace(exp.plan, horizon=1), sampled, replace(sampled, proposal="beam")]
+    ways = [("sampling", exp)] + [("tto", replace(exp, plan=plan)) for plan in dict.fromkeys(plans)]
+    if not exp.name.endswith("tried"):
+        long = [replace(sampled, horizon=5), replace(sampled, cdf=0.0), replace(sampled, cdf=0.3)]
+        ways += [("tto", replace(exp, plan=plan)) for plan in long]
+        ways += [("sampling", replace(exp, past=5)), ("tto", replace(exp, past=5, plan=sampled))]
+    return ways
+
+
+def rolled_out(method: str, exp: Experiment) -> pd.DataFrame:
+    runs = stages.act(exp, method, SEEDS)
+    row = {"mean": np.mean([run.total for run in runs]), "std": np.std([run.total for run in runs])}
+    row |= {"length": np.mean([len(run.rewards) for run in runs]), "n": len(runs)}
+    if method == "tto":
+        values = pd.DataFrame(stages.value_rows(runs, exp))
+        row["too_hopeful"] = (values.predicted - values.achieved).mean()
+    return pd.DataFrame([row])
+
+
+def run(size: str) -> None:
+    rows = []
+    for exp in trainings(size):
+        stages.load_or_train(exp)
+        about = train.load(stages.checkpoint_folder(exp)).about
+        for method, tried in actings(exp):
+            made = results.table(
+                f"tried-{method}",
+                size,
+                lambda method=method, tried=tried: rolled_out(method, tried),
+                config={"method": method, "experiment": tried, "seeds": SEEDS},
+                inputs={exp.label: stages.weights_key(exp)},
+                public=False,
+            ).iloc[0]
+            plan = tried.plan
+            how = f"{plan.proposal}, horizon {plan.horizon}, {plan.plans} x {plan.candidates}"
+            how += f", cdf {plan.cdf}" if plan.proposal == "sample" else ""
+            rows.append(
+                {
+                    "profile": exp.profile,
+                    "window": exp.model.T,
+                    "batch": exp.train.batch,
+                    "optimiser": f"{exp.train.optimiser} {exp.train.lr:g}",
+                    "million tokens": about["tokens"] / 1e6,
+                    "held-out nats": about["held_out_all"],
+                    "acting": "sampling" if method == "sampling" else how,
+                    "past": tried.past,
+                    **made[["n", "mean", "std", "length"]],
+                    "too hopeful": made.get("too_hopeful"),
+                }
+            )
+            print(rows[-1], flush=True)
+    pd.DataFrame(rows).to_csv(results.ROOT / "data" / "tried_hopper.csv", index=False, float_format="%.4g")
