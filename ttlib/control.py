@@ -125,7 +125,7 @@ class TransformerAgent:
         transition = self.tokenizer.transition
         self.state_ids = self._encode(states, transition.state)
         prefix = [] if self.goals is None else [self.goals]
-        past = self.steps[len(self.steps) - self.past :] if self.past else []
+        past = self.steps[-self.past :] if self.past else []
         bins, record = self.choose(Decoder(self.model, self.tokenizer, torch.cat([*prefix, *past, self.state_ids], 1)))
         self.action_ids = bins + self.tokenizer.offset[transition.action]
         actions = self.tokenizer.decode(self.action_ids).cpu().numpy()

@@ -106,18 +106,21 @@ def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
         aside.unlink(missing_ok=True)
 
 
-def reward_to_go(rewards: np.ndarray, starts: np.ndarray, gamma: float, include_current: bool = True) -> np.ndarray:
+def reward_to_go(
+    rewards: np.ndarray, starts: np.ndarray, gamma: float, include_current: bool = True
+) -> np.ndarray:
     """R_t = sum_{t' >= t} gamma^(t' - t) r_t' within each episode (Section 3.2).  (n,), (E + 1,) -> (n,).
 
-    include_current=False is the authors' later code: r_t itself is left out, R_t = sum_{t' > t} gamma^(t' - t) r_t'.
+    include_current=False is the authors' later code: the sum begins at t + 1, undiscounted there, so that it is
+    the R_{t+1} of the paper, and 0 at the end of an episode.
     """
-    R = np.array(rewards, np.float64)
-    last = np.zeros(len(R), bool)
-    last[starts[1:] - 1] = True
+    R, last = np.array(rewards, np.float64), starts[1:] - 1
+    going_on = np.ones(len(R), bool)
+    going_on[last] = False
     for t in range(len(R) - 2, -1, -1):
-        if not last[t]:
+        if going_on[t]:
             R[t] += gamma * R[t + 1]
-    return R if include_current else R - rewards
+    return R if include_current else np.where(going_on, np.append(R[1:], 0.0), 0.0)
 
 
 def steps_table(

@@ -54,18 +54,18 @@ def project(points: np.ndarray, azimuth: float = 15, elevation: float = 12) -> t
     return np.stack([points @ right, points @ np.cross(right, away)], -1), points @ away
 
 
-def strip(axes, ends: np.ndarray, radii: np.ndarray, colour: str, spacing: float | None = None) -> None:
-    """Poses side by side: ends (poses, capsules, 2, 3).  spacing: metres between poses; None keeps their places."""
+def strip(axes, ends: np.ndarray, radii: np.ndarray, colour: str, spacing: float) -> np.ndarray:
+    """Poses side by side, `spacing` metres apart: ends (poses, capsules, 2, 3) -> (poses,) where each stands."""
     ends = ends.copy()
-    if spacing is not None:
-        ends[..., 0] += (np.arange(len(ends)) * spacing - ends[..., 0].mean((1, 2)))[:, None, None]
+    ends[..., 0] += (np.arange(len(ends)) * spacing - ends[..., 0].mean((1, 2)))[:, None, None]
     flat, _ = project(ends)
-    left, right = flat[..., 0].min() - 0.4, flat[..., 0].max() + 0.4
-    axes.axhspan(flat[..., 1].min() - 0.6, 0, color="#ececec", lw=0, zorder=0)
+    axes.axhspan(flat[..., 1].min() - 1, 0, color="#ececec", lw=0, zorder=0)
     for pose in ends:
         body(axes, pose, radii, colour)
-    axes.set(xlim=(left, right), ylim=(-0.25, flat[..., 1].max() + 0.3), aspect="equal", yticks=[])
+    limits = (flat[..., 0].min() - 0.4, flat[..., 0].max() + 0.4)
+    axes.set(xlim=limits, ylim=(-0.25, flat[..., 1].max() + 0.3), aspect="equal", yticks=[])
     axes.spines[["left", "right", "top"]].set_visible(False)
+    return flat[..., 0].mean((1, 2))
 
 
 def rooms(axes) -> None:

@@ -122,7 +122,7 @@ def _hopper(name: str, size: str, profile: str) -> Experiment:
     """Offline RL on hopper-medium-replay (Table 1, `mixed`)."""
     steps = {"smoke": 4_000, "laptop": 200_000, "paper": 1_000_000}[size]
     if profile == "v1":
-        bins, plan = Bins(), Plan(horizon=3, plans=8, candidates=4, gamma=GAMMA, proposal="beam")
+        bins, plan = Bins(), Plan(horizon=2, plans=8, candidates=8, gamma=GAMMA, proposal="beam")
     else:
         bins = Bins("quantile", include_current=False, terminal_reward=-100.0, action_weight=5.0)
         plan = Plan(3, plans=16, candidates=2, gamma=GAMMA, include_current=False, proposal="sample", cdf=0.6)

@@ -176,7 +176,8 @@ def save_figure(figure, name: str, size: str) -> None:
 
     import matplotlib
 
-    if size != "paper" and not (figure.get_suptitle() or any(f"({size})" in a.get_title() for a in figure.axes)):
+    titles = [figure.get_suptitle(), *(axes.get_title() for axes in figure.axes)]
+    if size != "paper" and not any(f"({size})" in title for title in titles):
         raise ValueError(f"figure {name}: its title must say that it is of size {size}, not the paper's")
     for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
         buffer = io.BytesIO()

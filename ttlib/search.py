@@ -194,7 +194,8 @@ def maximise(
         bins = torch.cat([bins[:, parent], new_bins.view(E, B * K, -1)], -1)
         r = torch.cat([r[:, parent], new_r.view(E, B * K, 1)], -1)
         R = torch.cat([R[:, parent], new_R.view(E, B * K, 1)], -1)
-        value = plan_value(r, R if plan.use_reward_to_go else r, plan.gamma, plan.include_current)
+        beyond = R if plan.use_reward_to_go else r * plan.include_current
+        value = plan_value(r, beyond, plan.gamma, plan.include_current)
         value, best = value.topk(min(plan.plans, B * K))
         bins, r, R = (x.gather(1, best[..., None].expand(-1, -1, x.shape[-1])) for x in (bins, r, R))
         if step + 1 < plan.horizon:

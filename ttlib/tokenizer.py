@@ -75,7 +75,7 @@ class Tokenizer:
     @property
     def width(self) -> Tensor:
         """(D, V) bin widths; inf for the empty bins of a quantile dimension (density zero)."""
-        return self.edges.diff(dim=1).nan_to_num(nan=torch.inf)
+        return self.edges.diff(dim=1).nan_to_num(nan=torch.inf, posinf=torch.inf)
 
     @property
     def offset(self) -> Tensor:
@@ -108,7 +108,7 @@ class Tokenizer:
             last = edges[:, 1:].isfinite().sum(1, keepdim=True) - 1
             return found.minimum(last).T.reshape(x.shape)
         low, high = self.edges[dims, 0], self.edges[dims, -1]
-        return (self.V * (x - low) / (high - low)).floor().long().clamp(0, self.V - 1)  # Eq. 1
+        return (self.V * (x - low) / (high - low)).floor().clamp(0, self.V - 1).long()  # Eq. 1
 
     def encode(self, x: Tensor, dims: slice | int) -> Tensor:
         """Eq. 1, offset included.  x: (..., n) float -> (..., n) int64 ids; raises as `bins` does."""

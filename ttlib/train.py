@@ -122,7 +122,9 @@ def fit(
     bar = tqdm(total=config.updates, initial=update, unit="update", mininterval=2.0, desc="train")
     model.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        while update < min(config.updates, stop_at or config.updates):
+        # At the end of a row of the curve, so that the row is whole.
+        last = config.updates if stop_at is None else min(config.updates, -(-stop_at // every) * every)
+        while update < last:
             if epoch != update // per_epoch:
                 epoch = update // per_epoch
                 rng = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
@@ -235,7 +237,7 @@ def load(folder: Path, device: str | torch.device = "cpu") -> Checkpoint:
         tensors = safetensors.torch.load_file(folder / "model.safetensors")
         transition = Transition(**config["model"].pop("transition"))
         model = GPT(ModelConfig(transition, **config["model"]))
-        settings, about = config["tokenizer"], config["about"]
+        settings, about = (config["tokenizer"]["V"], config["tokenizer"]["kind"]), config["about"]
     except (SafetensorError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder} is not a readable checkpoint ({error!r}); delete it and run `make all`") from error
     expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -248,7 +250,7 @@ def load(folder: Path, device: str | torch.device = "cpu") -> Checkpoint:
             f"expected {expected.get(wrong[0])}; delete the folder and run `make all`"
         )
     model.load_state_dict({name: tensors[name].float() for name in expected})
-    tokenizer = Tokenizer(transition, settings["V"], settings["kind"], *(tensors[name] for name in others[:2]))
+    tokenizer = Tokenizer(transition, *settings, *(tensors[name] for name in others[:2]))
     held_out = tensors["held_out.bins"].long() + offsets(model.config, tensors["held_out.bins"].shape[1])
     return Checkpoint(
         model.eval().to(device), tokenizer.to(device), about, held_out, tensors["held_out.weight"].float()

@@ -33,8 +33,6 @@ def trainings(size: str) -> list[Experiment]:
         shortened(v1, 2e6, batch=32),
         shortened(v1, 2e6),
         shortened(v1, 5e6),
-        shortened(v1, 5e6, T=4, batch=40),
-        shortened(released, 5e6),
         v1,
         released,
     ]
@@ -42,13 +40,12 @@ def trainings(size: str) -> list[Experiment]:
 
 def actings(exp: Experiment) -> list[tuple[str, Experiment]]:
     """Ways to act that are compared: (method, experiment)."""
-    sampled = Plan(3, 8, 4, experiments.GAMMA, exp.bins.include_current, "sample", 0.6)
-    plans = [exp.plan, replace(exp.plan, horizon=1), sampled, replace(sampled, proposal="beam")]
-    ways = [("sampling", exp)] + [("tto", replace(exp, plan=plan)) for plan in dict.fromkeys(plans)]
+    sampled = Plan(3, 16, 2, experiments.GAMMA, exp.bins.include_current, "sample", 0.6)
+    ways = [("sampling", exp)] + [("tto", replace(exp, plan=plan)) for plan in dict.fromkeys([exp.plan, sampled])]
     if not exp.name.endswith("tried"):
-        long = [replace(sampled, horizon=5), replace(sampled, cdf=0.0), replace(sampled, cdf=0.3)]
-        ways += [("tto", replace(exp, plan=plan)) for plan in long]
-        ways += [("sampling", replace(exp, past=5)), ("tto", replace(exp, past=5, plan=sampled))]
+        beam = replace(sampled, proposal="beam", horizon=1, plans=8, candidates=4)
+        ways += [("tto", replace(exp, plan=plan)) for plan in (beam, replace(beam, horizon=3))]
+        ways += [("tto", replace(exp, plan=replace(sampled, cdf=0.0))), ("sampling", replace(exp, past=5))]
     return ways
 
 

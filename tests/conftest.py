@@ -1,0 +1,109 @@
+"""A tiny world, two state dimensions, one action and five bins, and slow, obvious forms of what is tested."""
+
+import functools
+import os
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+from ttlib import tokenizer
+from ttlib.model import GPT, ModelConfig
+from ttlib.tokenizer import Transition
+
+torch.set_num_threads(1)
+settings.register_profile("ttlib", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("ttlib")
+
+V = 5
+WORLD = Transition(2, 1)
+NO_REWARDS = Transition(2, 1, rewards=False)
+
+
+@pytest.fixture(autouse=True)
+def as_if_run_by_hand(monkeypatch):
+    """What `make` and the pages set does not decide what is tested."""
+    for name in ("TTLIB_MODE", "TTLIB_PAGE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def random_steps(n=60, transition=WORLD, seed=0):
+    return torch.randn(n, transition.D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def tiny_tokenizer(transition=WORLD, bins=V, kind="uniform"):
+    return tokenizer.fit(random_steps(transition=transition), transition, bins, kind)
+
+
+def tiny_model(transition=WORLD, T=4, bins=V, dtype=torch.float32, **options):
+    """Weights large enough for every token, position and head to matter: at first, logits hardly differ."""
+    options = {"n_layer": 2, "n_head": 2, "d_model": 16, "dropout": 0.0} | options
+    model = GPT(ModelConfig(transition, T, V=bins, **options)).to(dtype)
+    rng = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        noise = 0.3 * torch.randn(parameter.shape, generator=rng, dtype=dtype)
+        parameter.data = noise + ("norm" in name and name.endswith("weight"))
+    return model.eval()
+
+
+def dims_of(length, transition=WORLD, prefix=0):
+    """Dimension of the token at each position of a window."""
+    return torch.tensor([i if i < prefix else (i - prefix) % transition.D for i in range(length)])
+
+
+def random_ids(rows, length, transition=WORLD, prefix=0, bins=V, seed=0):
+    random = torch.randint(bins, (rows, length), generator=torch.Generator().manual_seed(seed))
+    return random + bins * dims_of(length, transition, prefix)
+
+
+class Table:
+    """`advance` and `keep` on histories written out as tuples of bins.  row: history -> (V,) log-probability
+    of each next token; starts: the history each of E problems begins with."""
+
+    def __init__(self, row, starts):
+        self.row, self.E = row, len(starts)
+        self.groups = [[tuple(start)] for start in starts]
+
+    @property
+    def log_p(self):
+        return torch.stack([torch.stack([self.row(history) for history in group]) for group in self.groups])
+
+    def advance(self, bins, parents):
+        if parents is None:
+            parents = torch.arange(bins.shape[1]).expand_as(bins)
+        triples = zip(self.groups, bins.tolist(), parents.tolist(), strict=True)
+        self.groups = [[group[p] + (b,) for b, p in zip(bs, ps, strict=True)] for group, bs, ps in triples]
+        return self.log_p
+
+    def keep(self, rows):
+        share = len(self.groups) // self.E
+        whole = [sum(self.groups[e * share : (e + 1) * share], []) for e in range(self.E)]
+        self.groups = [[whole[e][row]] for e, chosen in enumerate(rows.tolist()) for row in chosen]
+
+
+def random_row(seed, bins):
+    """Log-probabilities that depend on every token of the history."""
+
+    @functools.cache
+    def row(history):
+        logits = np.random.default_rng([seed, *history]).normal(scale=2, size=bins)
+        return torch.from_numpy(logits).log_softmax(-1)
+
+    return row
+
+
+def algorithm_1(row, start, length, width, bins, skip=()):
+    """The paper's listing, line by line -> [(tokens, log-probability)], best first.  A skipped step has one
+    token, 0, that counts nothing."""
+    kept = [(tuple(start), 0.0)]  # line 4
+    for step in range(length):  # 5
+        longer = []
+        for sequence, q in kept:  # 6
+            for v in (0,) if step in skip else range(bins):
+                gain = 0.0 if step in skip else row(sequence)[v].item()
+                longer.append((sequence + (v,), q + gain))  # 7-9
+        kept = sorted(longer, key=lambda pair: -pair[1])[:width]  # 11
+    return [(sequence[len(start) :], q) for sequence, q in kept]

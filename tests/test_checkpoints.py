@@ -1,0 +1,38 @@
+"""Every shipped checkpoint is the model that its record describes: no silent change can pass."""
+
+import pytest
+import torch
+
+from ttlib import experiments, stages, train
+
+SHIPPED = sorted(path for path in stages.SHIPPED.glob("*") if path.is_dir())
+pytestmark = pytest.mark.skipif(not SHIPPED, reason=f"no checkpoint is shipped in {stages.SHIPPED}")
+
+
+@pytest.fixture(scope="module", params=SHIPPED, ids=lambda folder: folder.name)
+def shipped(request):
+    loaded = train.load(request.param)
+    about = loaded.about["experiment"]
+    return request.param, loaded, experiments.get(about["name"], about["size"], about["profile"])
+
+
+def test_the_recorded_loss_is_reproduced(shipped):
+    _, loaded, _ = shipped
+    with torch.inference_mode():
+        parts = zip(loaded.held_out.split(16), loaded.weight.split(16))
+        nats = sum(train.loss(loaded.model, *part).item() * part[1][:, 1:].sum().item() for part in parts)
+    nats /= loaded.weight[:, 1:].sum().item()
+    assert nats == pytest.approx(loaded.about["held_out_nats"], abs=1e-4)
+
+
+def test_the_key_is_that_of_the_experiment_of_its_name(shipped):
+    folder, loaded, exp = shipped
+    assert folder.name == f"{exp.label}-{exp.size}"
+    assert loaded.about["key"] == stages.model_key(exp)
+    assert loaded.model.config == exp.model and loaded.tokenizer.V == exp.bins.V
+
+
+def test_weights_are_bf16_numbers_on_finite_bins(shipped):
+    _, loaded, _ = shipped
+    assert all((p == p.bfloat16().float()).all() for p in loaded.model.parameters())
+    assert loaded.tokenizer.centres.isfinite().all() and (loaded.tokenizer.width > 0).all()
