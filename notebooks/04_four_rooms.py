@@ -166,7 +166,8 @@ for k, (name, label) in enumerate(NAMES.items()):
     rows = seen[seen.model == name]
     x = rows.rooms_crossed + 0.2 * (k - 1.5)
     axes.bar(x, rows.success, 0.19, color=colours[k], label=label)
-    axes.errorbar(x, rows.success, [rows.success - rows.low, rows.high - rows.success], fmt="none", ecolor="#222", lw=1)
+    interval = np.maximum([rows.success - rows.low, rows.high - rows.success], 0)  # rounding
+    axes.errorbar(x, rows.success, interval, fmt="none", ecolor="#222", lw=1)
 axes.set(xticks=range(3), xlabel="rooms crossed", ylabel="success", ylim=(0, 1.02), title=f"Four rooms ({size})")
 axes.spines[["top", "right"]].set_visible(False)
 axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncol=2, frameon=False)
