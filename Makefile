@@ -24,7 +24,8 @@ endif
 # The stamp's name carries the content of the two files, so touching them or changing branches reinstalls nothing.
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml requirements.lock | cksum | cut -d ' ' -f 1)
 
-PAGES := start tokens model search four_rooms hopper
+# In this order; the first page comes last, since it lists what the others cost.
+PAGES := tokens model search four_rooms hopper start
 start_PAGE := 00_start_here
 tokens_PAGE := 01_tokens
 model_PAGE := 02_model_and_training

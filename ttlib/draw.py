@@ -55,13 +55,14 @@ def project(points: np.ndarray, azimuth: float = 15, elevation: float = 12) -> t
 
 
 def strip(axes, ends: np.ndarray, radii: np.ndarray, colour: str, spacing: float) -> np.ndarray:
-    """Poses side by side, `spacing` metres apart: ends (poses, capsules, 2, 3) -> (poses,) where each stands."""
+    """Poses side by side, `spacing` metres apart, seen from the side: ends (poses, capsules, 2, 3) -> (poses,)
+    where each stands in the picture."""
     ends = ends.copy()
     ends[..., 0] += (np.arange(len(ends)) * spacing - ends[..., 0].mean((1, 2)))[:, None, None]
-    flat, _ = project(ends)
+    flat, _ = project(ends, azimuth=0)  # turned, the row of poses would sink into the floor
     axes.axhspan(flat[..., 1].min() - 1, 0, color="#ececec", lw=0, zorder=0)
     for pose in ends:
-        body(axes, pose, radii, colour)
+        body(axes, pose, radii, colour, azimuth=0)
     limits = (flat[..., 0].min() - 0.4, flat[..., 0].max() + 0.4)
     axes.set(xlim=limits, ylim=(-0.25, flat[..., 1].max() + 0.3), aspect="equal", yticks=[])
     axes.spines[["left", "right", "top"]].set_visible(False)
