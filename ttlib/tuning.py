@@ -40,13 +40,13 @@ def trainings(size: str) -> list[Experiment]:
 
 def actings(exp: Experiment) -> list[tuple[str, Experiment]]:
     """Ways to act that are compared: (method, experiment)."""
-    sampled = Plan(3, 16, 2, experiments.GAMMA, exp.bins.include_current, "sample", 0.6)
-    ways = [("sampling", exp)] + [("tto", replace(exp, plan=plan)) for plan in dict.fromkeys([exp.plan, sampled])]
+    filtered = Plan(3, 16, 2, experiments.GAMMA, exp.bins.include_current, "sample", 0.6)
+    plans = [filtered] if exp.plan.proposal == "sample" else [exp.plan, filtered]
     if not exp.name.endswith("tried"):
-        beam = replace(sampled, proposal="beam", horizon=1, plans=8, candidates=4)
-        ways += [("tto", replace(exp, plan=plan)) for plan in (beam, replace(beam, horizon=3))]
-        ways += [("tto", replace(exp, plan=replace(sampled, cdf=0.0))), ("sampling", replace(exp, past=5))]
-    return ways
+        beam = replace(filtered, proposal="beam", horizon=1, plans=8, candidates=4)
+        plans += [beam, replace(beam, horizon=3), replace(filtered, cdf=0.0)]
+    ways = [("sampling", exp)] + [("tto", replace(exp, plan=plan)) for plan in plans]
+    return ways if exp.name.endswith("tried") else [*ways, ("sampling", replace(exp, past=5))]
 
 
 def rolled_out(method: str, exp: Experiment) -> pd.DataFrame:
