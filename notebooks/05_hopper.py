@@ -310,10 +310,22 @@ Markdown(
 from dataclasses import replace
 
 e = profiles[better]
-for horizon in (1, e.plan.horizon):
-    changed = replace(e, plan=replace(e.plan, horizon=horizon))
-    runs = stages.act(changed, "tto", tuple(range(2000, 2002 if size == "smoke" else 2004)))
-    print(f"horizon {horizon}: return {np.mean([run.total for run in runs]):.0f} over {len(runs)} rollouts")
+
+
+def changed(name: str, **plan) -> None:
+    """A few rollouts of the better profile with another plan."""
+    other = replace(e, plan=replace(e.plan, **plan), seeds=tuple(range(2000, 2002 if size == "smoke" else 2004)))
+
+    def roll_out() -> pd.DataFrame:
+        return pd.DataFrame(stages.rollout_rows(stages.act(other, "tto", other.seeds), other, "tto", name))
+
+    inputs = {e.label: stages.weights_key(e)}
+    rows = results.table(f"exercise_{name}", size, roll_out, {"experiment": other, "seeds": other.seeds}, inputs)
+    print(f"{name}: return {rows['return'].mean():.0f}, {rows.length.mean():.0f} steps, over {len(rows)} rollouts")
+
+
+changed("one_transition", horizon=1)
+changed("as_it_is")
 
 # %% [markdown]
 # ````{solution-end}
@@ -330,9 +342,7 @@ for horizon in (1, e.plan.horizon):
 # ````
 
 # %%
-changed = replace(e, plan=replace(e.plan, use_reward_to_go=False))
-runs = stages.act(changed, "tto", tuple(range(2000, 2002 if size == "smoke" else 2004)))
-print(f"without reward-to-go: {np.mean([run.total for run in runs]):.0f}, {np.mean([len(run.rewards) for run in runs]):.0f} steps")
+changed("no_reward_to_go", use_reward_to_go=False)
 
 # %% [markdown]
 # The reward is forward speed plus one for not having fallen: three steps ahead, leaning forward pays, and the fall
