@@ -34,7 +34,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ttlib import draw, experiments, stages, train
+from ttlib import draw, experiments, results, stages, train
 from ttlib.model import GPT, Cache, ModelConfig, read
 
 NAME = "hopper-medium-replay"
@@ -200,20 +200,29 @@ def entropies(bins: torch.Tensor) -> np.ndarray:
     return -(share * share.clamp(min=1e-30).log()).sum(1).numpy()
 
 
-def train_tiny(windows, unseen, updates: int, seed: int = 0, positions: bool = True) -> tuple[GPT, pd.DataFrame]:
-    torch.manual_seed(seed)
-    tiny = GPT(ModelConfig(transition, windows.T, V=V, n_layer=1, n_head=2, d_model=64, dropout=0.0))
-    if not positions:
-        tiny.position.weight.requires_grad_(False).zero_()
-    config = replace(experiments.get(NAME, "laptop").train, updates=updates, batch=min(32, len(windows)), warmup=10, seed=seed)
-    with tempfile.TemporaryDirectory() as folder:
-        curve = train.fit(tiny, windows, config, Path(folder), unseen, dtype=torch.float32)
-    return tiny, pd.DataFrame(curve)
+def train_tiny(name: str, windows, unseen, updates: int, seed: int = 0, positions: bool = True) -> pd.DataFrame:
+    """Learning curve; `rounded`, in its last row, is the loss of unseen episodes with weights rounded to bf16."""
+    sizes = ModelConfig(transition, windows.T, V=V, n_layer=1, n_head=2, d_model=64, dropout=0.0)
+    config = replace(exp.train, updates=updates, batch=min(32, len(windows)), warmup=10, seed=seed)
+
+    def make() -> pd.DataFrame:
+        torch.manual_seed(seed)
+        tiny = GPT(sizes)
+        if not positions:
+            tiny.position.weight.requires_grad_(False).zero_()
+        with tempfile.TemporaryDirectory() as folder:
+            curve = pd.DataFrame(train.fit(tiny, windows, config, Path(folder), unseen, dtype=torch.float32))
+        train.round_weights(tiny)
+        curve.loc[len(curve) - 1, "rounded"] = train.evaluate(tiny, unseen)
+        return curve.drop(columns="seconds")
+
+    settings = {"model": sizes, "train": config, "positions": positions, "seeds": [seed], "data": stages.data_key(exp.data)}
+    return results.table(f"live_{name}", size, make, settings)
 
 
 H = entropies(training.bins)
 short, short_unseen = replace(training, T=2), replace(held_out, T=2)
-tiny, curve = train_tiny(short, short_unseen, updates=40 if size == "smoke" else 600)
+curve = train_tiny("tiny", short, short_unseen, updates=40 if size == "smoke" else 600)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-live", "caption": "Loss of the tiny model while it is trained, and of unseen episodes. Below the line H it has learned how dimensions hang together."}, "image": {"alt": "A loss curve that starts at the line log V, crosses the line of the histograms' entropy and falls on."}}
 figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
@@ -256,9 +265,7 @@ plt.show()
 # trained by you are treated alike. The tiny model shows the price:
 
 # %%
-before = train.evaluate(tiny, short_unseen)
-train.round_weights(tiny)
-after = train.evaluate(tiny, short_unseen)
+before, after = curve[["held_out", "rounded"]].iloc[-1]
 print(f"unseen episodes: {before:.4f} nats a token, rounded {after:.4f}")
 
 # %% [markdown]
@@ -371,7 +378,7 @@ for nats in (np.log(V), np.log(V) - 1, np.log(V) - np.log(2), 0.0):
 
 # %%
 few = replace(short, bins=short.bins[:8], end=short.end[:8].clamp(max=8))
-_, memorised = train_tiny(few, short_unseen, updates=40 if size == "smoke" else 300)
+memorised = train_tiny("eight_windows", few, short_unseen, updates=40 if size == "smoke" else 300)
 print(f"eight windows: {memorised.loss.iloc[0]:.2f} -> {memorised.loss.iloc[-1]:.2f} nats a token")
 print(f"unseen episodes: {memorised.held_out.dropna().iloc[0]:.2f} -> {memorised.held_out.iloc[-1]:.2f}")
 
@@ -394,7 +401,7 @@ print(f"unseen episodes: {memorised.held_out.dropna().iloc[0]:.2f} -> {memorised
 # ````
 
 # %%
-_, without = train_tiny(short, short_unseen, updates=40 if size == "smoke" else 600, positions=False)
+without = train_tiny("without_positions", short, short_unseen, updates=40 if size == "smoke" else 600, positions=False)
 print(f"unseen episodes: {curve.held_out.iloc[-1]:.3f} nats with positions, {without.held_out.iloc[-1]:.3f} without")
 
 # %% [markdown]

@@ -262,12 +262,21 @@ if size != "smoke":
 # %%
 from dataclasses import replace
 
-starts, goals = stages.four_rooms_pairs("seen", min(pairs, 100), seed=2000)
-for horizon, width in ((1, 1), (exp.horizon, exp.width)):
-    changed = replace(exp, horizon=horizon, width=width)
-    runs = stages.reach(stages.four_rooms_agent("goal_transformer", changed, goals), starts, goals)
-    found = stages.success_table(runs, starts, goals).iloc[0]
-    print(f"horizon {horizon}, width {width}: success {found.success:.1%}, path {found.path_ratio:.2f} times the shortest")
+
+def searched() -> pd.DataFrame:
+    starts, goals = stages.four_rooms_pairs("seen", min(pairs, 100), seed=2000)
+    tables = []
+    for horizon, width in ((1, 1), (exp.horizon, exp.width)):
+        changed = replace(exp, horizon=horizon, width=width)
+        runs = stages.reach(stages.four_rooms_agent("goal_transformer", changed, goals), starts, goals)
+        tables.append(stages.success_table(runs, starts, goals, horizon=horizon, width=width).head(1))
+    return pd.concat(tables)
+
+
+inputs = {exp.label: stages.weights_key(exp)}
+found = results.table("exercise_search", size, searched, {"experiment": exp, "seeds": [2000]}, inputs)
+for row in found.itertuples():
+    print(f"horizon {row.horizon}, width {row.width}: success {row.success:.1%}, path {row.path_ratio:.2f} times the shortest")
 
 # %% [markdown]
 # ````{solution-end}
