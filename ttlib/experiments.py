@@ -115,7 +115,7 @@ def _four_rooms(name: str, size: str, profile: str) -> Experiment:
         data=DataConfig("four-rooms", "held-out" if pairs else "all", 300 if size == "smoke" else 10_000,
                         excluded_pairs=pairs),
         bins=Bins(), model=model, train=train, past=6,
-        horizon=2 if size == "smoke" else 3, width=2 if size == "smoke" else 8, goal=goal,
+        horizon=2, width=2 if size == "smoke" else 4, goal=goal,
     )  # fmt: skip
 
 
