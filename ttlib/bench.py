@@ -84,7 +84,7 @@ def main() -> None:
     )
     print(f"fp32 matrix products of this machine: {results.gflops():.0f} GFLOP/s on {torch.get_num_threads()} threads")
     shown = ["setting", "environments", "dtype", "tokens_per_second", "share_of_ceiling", "decisions_per_second"]
-    print(table[shown].fillna("").to_string(index=False))
+    print(table[shown].astype(object).fillna("").to_string(index=False))
     path = results.ROOT / "build" / "bench.csv"
     path.parent.mkdir(exist_ok=True)
     table.to_csv(path, index=False)
