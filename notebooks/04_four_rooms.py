@@ -134,26 +134,22 @@ success = results.table(
 
 # %% tags=["hide-input"]
 NAMES = {
-    "goal_transformer": "Trajectory Transformer, goal first",
-    "goal_mlp": "MLP on state and goal",
-    "transformer": "Transformer without goal",
-    "straight": "straight at the goal",
+    "goal_transformer": "Transformer, goal first",
+    "goal_mlp": "MLP, state and goal",
+    "transformer": "Transformer, no goal",
+    "straight": "straight",
 }
 
 
 def shown(split: str) -> pd.DataFrame:
-    rows = success[(success.split == split)]
+    rows = success[(success.split == split)].drop_duplicates(["model", "n"])  # where all pairs cross two rooms
     table = rows.assign(
         model=rows.model.map(NAMES),
         rooms=rows.rooms_crossed.map(lambda r: "all" if r < 0 else str(r)),
-        success=[f"{100 * s:.1f}% [{100 * a:.1f}, {100 * b:.1f}]" for s, a, b in zip(rows.success, rows.low, rows.high)],
-        path=rows.path_ratio.map(lambda x: "–" if np.isnan(x) else f"{x:.2f}"),
-    )
-    return (
-        table[["model", "rooms", "n", "success", "path"]]
-        .rename(columns={"rooms": "rooms crossed", "success": "success [95% interval]", "path": "path / shortest"})
-        .style.hide(axis="index")
-    )
+        interval=[f"{100 * a:.1f} to {100 * b:.1f}%" for a, b in zip(rows.low, rows.high)],
+    ).set_index(["model", "rooms"])[["n", "success", "interval", "path_ratio"]]
+    table = table.rename(columns={"interval": "95% interval", "path_ratio": "path / shortest"})
+    return table.style.format({"success": "{:.1%}", "path / shortest": "{:.2f}"}, na_rep="")
 
 
 shown("seen")

@@ -264,12 +264,13 @@ plt.show()
 
 # %% tags=["hide-input"]
 tried = pd.read_csv(results.ROOT / "data" / "tried_hopper.csv")
+tried["training"] = [
+    f"{row.profile}: {row.optimiser}, batch {row.batch}, {row._5:.1f} million tokens" for row in tried.itertuples()
+]
+tried["acting"] = tried.acting + np.where(tried.past > 0, ", past " + tried.past.astype(str), "")
 tried["return"] = [f"{m:.0f} ± {s:.0f}" for m, s in zip(tried["mean"], tried["std"])]
-tried = tried.drop(columns=["mean", "std", "window", "n"])
-tried.style.hide(axis="index").format(
-    {"million tokens": "{:.1f}", "held-out nats": "{:.2f}", "length": "{:.0f}", "too hopeful": "{:.0f}"},
-    na_rep="",
-)
+tried = tried.rename(columns={"held-out nats": "nats"}).set_index(["training", "nats", "acting"])[["return", "too hopeful"]]
+tried.style.format({"too hopeful": "{:.0f}"}, na_rep="").format_index("{:.2f}", level=1)
 
 # %% [markdown]
 # ## What we saw
