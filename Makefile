@@ -52,10 +52,10 @@ book: override MODE = book
 book: pages html
 
 estimate: $(STAMP) ## what is still to be computed, and how long it takes here
-	$(BIN)/python -m ttlib estimate --size $(SIZE) --mode $(MODE)
+	$(BIN)/python tools/commands.py estimate --size $(SIZE) --mode $(MODE)
 
 data: $(STAMP) ## make or fetch the datasets
-	$(BIN)/python -m ttlib data --size $(SIZE)
+	$(BIN)/python tools/commands.py data --size $(SIZE)
 
 pages: $(PAGES) ## run every page, in order
 
@@ -91,13 +91,13 @@ lint: $(STAMP) ## ruff
 	$(BIN)/ruff check .
 
 bench: $(STAMP) ## speed of training and planning on this machine
-	$(BIN)/python -m ttlib.bench $(ARGS)
+	$(BIN)/python tools/bench.py $(ARGS)
 
 tune: $(STAMP) ## the search for settings, on seeds that no report uses
-	$(BIN)/python -m ttlib tune --size $(SIZE) $(ARGS)
+	$(BIN)/python tools/tune.py --size $(SIZE) $(ARGS)
 
 ship: $(STAMP) ## put trained models and results where git keeps them
-	$(BIN)/python -m ttlib ship --size $(SIZE) $(ARGS)
+	$(BIN)/python tools/commands.py ship --size $(SIZE) $(ARGS)
 
 # One version of each package for every system and every Python from 3.11.0 on; this alone needs uv.
 lock: ## write requirements.lock and environment.yml anew, with the newest versions

@@ -34,8 +34,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from ttlib import __main__ as commands
-from ttlib import results, stages
+from ttlib import experiments, results, stages
 
 # %% [markdown]
 # ## The pages
@@ -125,7 +124,7 @@ plt.show()
 # %% tags=["hide-input"]
 def costs() -> pd.DataFrame:
     rows = []
-    for exp in commands.needed(size):
+    for exp in experiments.needed(size):
         if folder := stages.checkpoint_folder(exp):
             about = json.loads((folder / "config.json").read_text())["about"]
             rows.append({"what": f"model {exp.label}", "minutes": about["seconds"] / 60, "threads": about["threads"]})

@@ -156,6 +156,12 @@ def names() -> list[str]:
     return sorted(_EXPERIMENTS)
 
 
+def needed(size: str) -> list[Experiment]:
+    """The experiments whose models the pages need, in order."""
+    rooms = [get(name, size) for name in _EXPERIMENTS if name.startswith("four-rooms")]
+    return rooms + [get("hopper-medium-replay", size, profile) for profile in PROFILES]
+
+
 def get(name: str, size: str = "laptop", profile: str = "v1") -> Experiment:
     """The experiment of that name.  ValueError lists the known names, sizes or profiles."""
     if name not in _EXPERIMENTS:

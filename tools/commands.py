@@ -1,4 +1,4 @@
-"""python -m ttlib data | estimate | ship | tune: what make asks for beside the pages."""
+"""python tools/commands.py data | estimate | ship: what make asks for beside the pages."""
 
 import argparse
 import hashlib
@@ -6,26 +6,11 @@ import json
 import os
 import sys
 
-from ttlib import experiments, results
-
-# The experiments whose models the pages need, in order.
-PAGES_NEED = [
-    ("four-rooms", "v1"),
-    ("four-rooms-unconditioned", "v1"),
-    ("four-rooms-held-out", "v1"),
-    ("hopper-medium-replay", "v1"),
-    ("hopper-medium-replay", "released"),
-]
-
-
-def needed(size: str) -> list[experiments.Experiment]:
-    return [experiments.get(name, size, profile) for name, profile in PAGES_NEED]
+from ttlib import experiments, results, stages
 
 
 def make_data(size: str) -> None:
-    from ttlib import stages
-
-    for config in dict.fromkeys(exp.data for exp in needed(size)):
+    for config in dict.fromkeys(exp.data for exp in experiments.needed(size)):
         found = stages.dataset(config)
         print(
             f"{config.name}: {len(found):,} episodes, {len(found.states):,} steps, "
@@ -35,13 +20,11 @@ def make_data(size: str) -> None:
 
 def estimate(size: str) -> None:
     """What is still to be computed, and how long it takes on this machine, before any of it is begun."""
-    from ttlib import stages
-
     rate, seconds = 0.5 * results.gflops() * 1e9, 60.0
     print(
         f"this machine multiplies fp32 matrices at {results.gflops():.0f} GFLOP/s; size {size}, mode {results.mode()}"
     )
-    for exp in needed(size) if results.mode() != "book" else []:
+    for exp in experiments.needed(size) if results.mode() != "book" else []:
         if stages.checkpoint_folder(exp):
             print(f"  {exp.label:32} model is there")
             continue
@@ -50,7 +33,10 @@ def estimate(size: str) -> None:
         work = 6 * tokens * (12 * L * d * d + 2 * L * d * exp.model.max_tokens / 2 + d * exp.model.V)
         seconds += work / rate
         print(f"  {exp.label:32} train on {tokens / 1e6:5.1f} million tokens: about {work / rate / 60:.1f} minutes")
-    for record in sorted(results.folder(size).glob("*.json")) if results.mode() != "book" else []:
+    records = sorted(results.folder(size).glob("*.json"))
+    if not records:
+        print("  results: no record of what they took, so they are not in the estimate")
+    for record in records if results.mode() != "book" else []:
         about = json.loads(record.read_text())
         if results.TABLES.joinpath(
             f"{about['name']}-{size}-{results.key(about['recipe'], about['inputs'])}.csv"
@@ -64,9 +50,7 @@ def estimate(size: str) -> None:
 
 def ship(size: str) -> None:
     """Models trained here to data/checkpoints, and the checksums of all that data/ ships."""
-    from ttlib import stages
-
-    for exp in needed(size):
+    for exp in experiments.needed(size):
         folder = stages.ship(exp)
         print(f"{folder.relative_to(results.ROOT)}: {sum(f.stat().st_size for f in folder.iterdir()) / 1e6:.1f} MB")
     data = results.ROOT / "data"
@@ -75,15 +59,9 @@ def ship(size: str) -> None:
     (data / "SHA256SUMS").write_text("".join(lines))
 
 
-def tune(size: str) -> None:
-    from ttlib import tuning
-
-    tuning.run(size)
-
-
 def main() -> int:
-    commands = {"data": make_data, "estimate": estimate, "ship": ship, "tune": tune}
-    parser = argparse.ArgumentParser(prog="python -m ttlib", description=__doc__)
+    commands = {"data": make_data, "estimate": estimate, "ship": ship}
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", choices=commands)
     parser.add_argument("--size", choices=results.SIZES, default="laptop")
     parser.add_argument("--mode", choices=results.MODES)

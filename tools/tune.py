@@ -1,4 +1,4 @@
-"""python -m ttlib tune: the search for the cheapest training with which planning on hopper pays.
+"""python tools/tune.py: the search for the cheapest training with which planning on hopper pays.
 
 Rollout seeds start at 1000: no report uses them.  Models and rollouts are kept by their content, so a killed
 run goes on where it was.  The table is data/tried_hopper.csv.
@@ -59,7 +59,7 @@ def rolled_out(method: str, exp: Experiment) -> pd.DataFrame:
     return pd.DataFrame([row])
 
 
-def run(size: str) -> None:
+def main(size: str = "laptop") -> None:
     rows = []
     for exp in trainings(size):
         stages.load_or_train(exp)
@@ -92,3 +92,7 @@ def run(size: str) -> None:
             )
             print(rows[-1], flush=True)
     pd.DataFrame(rows).to_csv(results.ROOT / "data" / "tried_hopper.csv", index=False, float_format="%.4g")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""python -m ttlib.bench: tokens a second in training and decisions a second in planning, beside the machine's rate."""
+"""python tools/bench.py: tokens a second in training and decisions a second in planning, beside the machine's rate."""
 
 import time
 from collections.abc import Callable
