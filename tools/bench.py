@@ -32,15 +32,8 @@ def training(exp: experiments.Experiment, dtype: torch.dtype) -> dict:
     ids = torch.randint(exp.model.V, (exp.train.batch, length)) + train.offsets(exp.model, length)
     optimisers = train.optimisers(model, exp.train)
 
-    def update():
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            value = train.loss(model, ids, torch.ones(ids.shape))
-        value.backward()
-        for optimiser in optimisers:
-            optimiser.step()
-            optimiser.zero_grad()
-
-    rate = ids.numel() / seconds(update)
+    batch = (ids, torch.ones(ids.shape))
+    rate = ids.numel() / seconds(lambda: train.step(model, optimisers, batch, exp.train, 0, dtype))
     share = 3 * rate * flops_per_token(model, length / 2) / 1e9 / results.gflops()
     setting = f"training, batch {exp.train.batch}, {exp.model.T} transitions"
     return {

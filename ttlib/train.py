@@ -96,6 +96,24 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if seconds[torch.float32] > 1.5 * seconds[torch.bfloat16] else torch.float32
 
 
+def step(
+    model: GPT, optimisers_: list, batch: tuple[Tensor, Tensor], config: TrainConfig, update: int, dtype
+) -> Tensor:
+    """Update number `update` on ids and weights, (B, L) each -> its loss, without waiting for the device."""
+    for optimiser in optimisers_:
+        for group in optimiser.param_groups:
+            group["lr"] = config.lr * config.lr_at(update)
+    with torch.autocast(batch[0].device.type, dtype, enabled=dtype != torch.float32):
+        value = loss(model, *batch)
+    value.backward()
+    if config.clip:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+    for optimiser in optimisers_:
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+    return value.detach()
+
+
 def fit(
     model: GPT,
     windows: Windows,
@@ -119,7 +137,7 @@ def fit(
     per_epoch, last_save, epoch = max(1, len(windows) // config.batch), time.monotonic(), -1
     every = max(1, config.updates // 100)
     seen, last_row = torch.zeros((), device=device), time.monotonic()
-    bar = tqdm(total=config.updates, initial=update, unit="update", mininterval=2.0, desc="train")
+    bar = tqdm(total=config.updates, initial=update, unit="update", mininterval=2.0, desc=f"train, {str(dtype)[6:]}")
     model.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         # At the end of a row of the curve, so that the row is whole.
@@ -131,18 +149,7 @@ def fit(
                 order = torch.randperm(len(windows), generator=rng).to(device)
             at = update % per_epoch * config.batch
             torch.manual_seed(config.seed * 1_000_003 + update)
-            for optimiser in optimisers_:
-                for group in optimiser.param_groups:
-                    group["lr"] = config.lr * config.lr_at(update)
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                value = loss(model, *windows.batch(order[at : at + config.batch]))
-            value.backward()
-            if config.clip:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-            for optimiser in optimisers_:
-                optimiser.step()
-                optimiser.zero_grad(set_to_none=True)
-            seen += value.detach()
+            seen += step(model, optimisers_, windows.batch(order[at : at + config.batch]), config, update, dtype)
             update += 1
             bar.update()
             if update % every == 0 or update == config.updates:
