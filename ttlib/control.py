@@ -31,7 +31,7 @@ class Decoder:
         """(G, K) bins appended to sequences `parents` (G, K) of each group -> (G, K, V) log-probabilities."""
         (G, K), transition, rows = bins.shape, self.tokenizer.transition, slice(None)
         if parents is not None:
-            rows = (parents + torch.arange(G, device=bins.device)[:, None] * (self.rows // G)).flatten()
+            rows = self._flat(parents)
             self.cache.select(rows)
         self.rows = G * K
         ids = bins.flatten()[:, None] + self.tokenizer.V * self.dim
@@ -45,11 +45,15 @@ class Decoder:
         self.dim = (self.dim + 1) % transition.D
         return logits.view(G, K, -1).log_softmax(-1)
 
+    def _flat(self, within: Tensor) -> Tensor:
+        """(G, K) rows counted within each of G groups -> (G * K,) rows counted through."""
+        G = len(within)
+        return (within + torch.arange(G, device=within.device)[:, None] * (self.rows // G)).flatten()
+
     def keep(self, rows: Tensor) -> None:
         """rows: (E, B) of each environment's sequences; each becomes a group of its own."""
-        E, B = rows.shape
-        flat = (rows + torch.arange(E, device=rows.device)[:, None] * (self.rows // E)).flatten()
-        self.rows = E * B
+        flat = self._flat(rows)
+        self.rows = len(flat)
         if len(self.cache.frozen) == 1:
             self.cache.select(flat)
             self.cache.freeze()
@@ -125,8 +129,8 @@ class TransformerAgent:
         transition = self.tokenizer.transition
         self.state_ids = self._encode(states, transition.state)
         prefix = [] if self.goals is None else [self.goals]
-        past = self.steps[-self.past :] if self.past else []
-        bins, record = self.choose(Decoder(self.model, self.tokenizer, torch.cat([*prefix, *past, self.state_ids], 1)))
+        ids = torch.cat([*prefix, *self.steps, self.state_ids], 1)
+        bins, record = self.choose(Decoder(self.model, self.tokenizer, ids))
         self.action_ids = bins + self.tokenizer.offset[transition.action]
         actions = self.tokenizer.decode(self.action_ids).cpu().numpy()
         return actions, {name: value.cpu().numpy() for name, value in record.items()}
@@ -138,7 +142,8 @@ class TransformerAgent:
             r = self._encode(rewards[:, None], transition.reward)
             tokens += [r, torch.full_like(r, self.tokenizer.V * transition.reward_to_go)]
         keep = torch.as_tensor(going_on, device=self.device)
-        self.steps = [step[keep] for step in [*self.steps, torch.cat(tokens, 1)][-max(1, self.past) :]]
+        steps = [*self.steps, torch.cat(tokens, 1)]
+        self.steps = [step[keep] for step in steps[len(steps) - min(len(steps), self.past) :]]
         self.goals = None if self.goals is None else self.goals[keep]
 
 

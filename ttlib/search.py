@@ -6,8 +6,8 @@ Search knows nothing about networks.  It grows sequences by one verb,
 
 which appends a token to K sequences of each of G problems, sequence k continuing the parents[g, k]-th
 of the sequences before (parents None: each continues itself), and answers with log-probabilities of the
-token after it.  A table in a test
-and the cached model in `control.Decoder` both implement it.  Reward-maximising search also needs
+token after it.  A table in a test and the cached model in `control.Decoder` both implement it.
+Reward-maximising search also needs
 
     keep(rows): (E, B)
 
