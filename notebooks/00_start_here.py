@@ -34,7 +34,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from ttlib import experiments, results, stages
+from ttlib import experiments, results, stages, train
 
 # %% [markdown]
 # ## The pages
@@ -126,7 +126,7 @@ def costs() -> pd.DataFrame:
     rows = []
     for exp in experiments.needed(size):
         if folder := stages.checkpoint_folder(exp):
-            about = json.loads((folder / "config.json").read_text())["about"]
+            about = train.about(folder)
             rows.append({"what": f"model {exp.label}", "minutes": about["seconds"] / 60, "threads": about["threads"]})
     for path in sorted(results.folder(size).glob("*.json")):
         about = json.loads(path.read_text())

@@ -63,7 +63,7 @@ def main(size: str = "laptop") -> None:
     rows = []
     for exp in trainings(size):
         stages.load_or_train(exp)
-        about = train.load(stages.checkpoint_folder(exp)).about
+        about = train.about(stages.checkpoint_folder(exp))
         for method, tried in actings(exp):
             made = results.table(
                 f"tried-{method}",

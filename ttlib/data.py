@@ -1,6 +1,5 @@
 """Trajectories: D4RL's HDF5 files, episodes, reward-to-go, bins made once, windows by index arithmetic."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ttlib import results
 from ttlib.tokenizer import Tokenizer, Transition
 
 KEYS = ("observations", "actions", "rewards", "terminals", "timeouts")
@@ -94,21 +94,16 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write arrays as HDF5, aside first: a killed run leaves no half file under the final name."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
+
+    def fill(aside: Path) -> None:
         with h5py.File(aside, "w") as file:
             for name, array in arrays.items():
                 file.create_dataset(name, data=array, compression="gzip", compression_opts=1, shuffle=True)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+
+    results.write_aside(Path(path), fill)
 
 
-def reward_to_go(
-    rewards: np.ndarray, starts: np.ndarray, gamma: float, include_current: bool = True
-) -> np.ndarray:
+def reward_to_go(rewards: np.ndarray, starts: np.ndarray, gamma: float, include_current: bool = True) -> np.ndarray:
     """R_t = sum_{t' >= t} gamma^(t' - t) r_t' within each episode (Section 3.2).  (n,), (E + 1,) -> (n,).
 
     include_current=False is the authors' later code: the sum begins at t + 1, undiscounted there, so that it is

@@ -89,17 +89,22 @@ def provenance() -> dict:
     }
 
 
+def write_aside(path: Path, write: Callable[[Path], object]) -> None:
+    """write(other path), then rename: a killed or failed run leaves no half file under the final name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        write(aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def _write(path: Path, text: str | bytes) -> None:
-    """Aside first, and only where the content changes."""
+    """Only where the content changes; what a page publishes is listed for the page runner."""
     content = text.encode() if isinstance(text, str) else text
     if not path.exists() or path.read_bytes() != content:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-        try:
-            aside.write_bytes(content)
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+        write_aside(path, lambda aside: aside.write_bytes(content))
     if (page := os.environ.get("TTLIB_PAGE")) and path.is_relative_to(ROOT / "figures"):
         listing = ROOT / "notebooks" / "_build" / path.parent.name / f"{page}.outputs"
         listing.parent.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,7 @@ def checkpoint_folder(exp: Experiment) -> Path | None:
     if results.mode() != "scratch":
         places.insert(0, shipped)
     for folder in places:
-        if (folder / "config.json").exists() and train.load(folder).about["key"] == model_key(exp):
+        if (folder / "config.json").exists() and train.about(folder)["key"] == model_key(exp):
             return folder
     return None
 

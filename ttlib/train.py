@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
+from ttlib import results
 from ttlib.data import Windows
 from ttlib.model import GPT, ModelConfig
 from ttlib.tokenizer import Tokenizer, Transition
@@ -209,7 +209,6 @@ def save(folder: Path, model: GPT, tokenizer: Tokenizer, about: dict, held_out: 
 
     `about` is what the reader of the file should know; the loss on the held-out windows is added to it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
         about = {**about, "held_out_nats": loss(model.eval(), held_out, weight).item()}
     tensors = {name: p.detach().bfloat16().cpu() for name, p in model.named_parameters()}
@@ -217,9 +216,9 @@ def save(folder: Path, model: GPT, tokenizer: Tokenizer, about: dict, held_out: 
     tensors |= {"held_out.bins": (held_out % tokenizer.V).to(torch.uint8), "held_out.weight": weight.bfloat16()}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     config = {"model": dataclasses.asdict(model.config), "tokenizer": {"V": tokenizer.V, "kind": tokenizer.kind}}
-    _write(folder / "model.safetensors", lambda path: safetensors.torch.save_file(tensors, path))
+    results.write_aside(folder / "model.safetensors", lambda path: safetensors.torch.save_file(tensors, path))
     text = json.dumps({**config, "about": about}, indent=1)
-    _write(folder / "config.json", lambda path: path.write_text(text + "\n"))
+    results.write_aside(folder / "config.json", lambda path: path.write_text(text + "\n"))
 
 
 @dataclass(frozen=True)
@@ -231,6 +230,14 @@ class Checkpoint:
     about: dict
     held_out: Tensor
     weight: Tensor
+
+
+def about(folder: Path) -> dict:
+    """What a checkpoint says of itself, without its weights; ValueError if that cannot be read."""
+    try:
+        return json.loads((folder / "config.json").read_text())["about"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder} is not a readable checkpoint ({error!r}); delete it and run `make all`") from error
 
 
 def load(folder: Path, device: str | torch.device = "cpu") -> Checkpoint:
@@ -270,23 +277,13 @@ def offsets(config: ModelConfig, length: int) -> Tensor:
     return config.V * torch.where(dims < config.prefix, dims, (dims - config.prefix) % config.transition.D)
 
 
-def _write(path: Path, write) -> None:
-    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        write(aside)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 def _save_resume(path: Path, model: GPT, optimisers_: list, update: int, curve: list, config: TrainConfig) -> None:
     tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
     for i, optimiser in enumerate(optimisers_):
         for j, state in optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{i}.{j}.{key}": value.clone() for key, value in state.items()}
     about = {"update": str(update), "curve": json.dumps(curve), "config": repr(config)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, lambda aside: safetensors.torch.save_file(tensors, aside, metadata=about))
+    results.write_aside(path, lambda aside: safetensors.torch.save_file(tensors, aside, metadata=about))
 
 
 def _resume(path: Path, model: GPT, optimisers_: list, config: TrainConfig) -> tuple[int, list]:
