@@ -1,5 +1,6 @@
 """Trajectories: D4RL's HDF5 files, episodes, reward-to-go, bins made once, windows by index arithmetic."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ttlib import results
 from ttlib.tokenizer import Tokenizer, Transition
 
 KEYS = ("observations", "actions", "rewards", "terminals", "timeouts")
+MISSING = 255  # byte of a hidden state dimension among bins
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class Episodes:
     """Steps of all episodes, one after the other.
 
     states (n, N), actions (n, M), rewards (n,) float; starts (episodes + 1,) with starts[-1] = n;
-    terminal (episodes,) bool: ended by the environment, not by a time limit.
+    terminal (episodes,) bool: ended by the environment, not by a time limit; hidden (n, N) bool or None: what a
+    partially observed dataset does not show.
     """
 
     states: np.ndarray
@@ -27,6 +30,7 @@ class Episodes:
     rewards: np.ndarray
     starts: np.ndarray
     terminal: np.ndarray
+    hidden: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.terminal)
@@ -44,7 +48,12 @@ class Episodes:
         """chosen: indices of episodes, in the order wanted."""
         rows = np.concatenate([np.arange(self.starts[i], self.starts[i + 1]) for i in chosen])
         starts = np.concatenate([[0], np.cumsum(self.lengths[chosen])])
-        return Episodes(self.states[rows], self.actions[rows], self.rewards[rows], starts, self.terminal[chosen])
+        columns = (self.states[rows], self.actions[rows], self.rewards[rows], starts, self.terminal[chosen])
+        return Episodes(*columns, None if self.hidden is None else self.hidden[rows])
+
+    def hide(self, share: float, seed: int) -> "Episodes":
+        """The same, partially observed: each state dimension hidden with probability `share`, anew for every step."""
+        return dataclasses.replace(self, hidden=np.random.default_rng([seed, 99]).random(self.states.shape) < share)
 
     def split(self, held_out: float, seed: int) -> tuple["Episodes", "Episodes"]:
         """Training and held-out data, split by episode and never by step."""
@@ -142,7 +151,9 @@ class Windows:
 
     bins (n, D) uint8; end (n,) int64: end of the episode of each step.  Every step starts one window;
     where the episode ends inside it, the rest is padding that carries no loss, so that short
-    episodes and their last steps are learned from.  goal=True prepends the episode's last state.
+    episodes and their last steps are learned from.  goal=True prepends the episode's last state.  missing=True:
+    a byte MISSING is a hidden state dimension, whose id is V*D + its dimension and which carries no loss.
+    markov=True: a window's first transition is only read, and carries loss only where it opens an episode.
     """
 
     bins: Tensor
@@ -151,6 +162,8 @@ class Windows:
     T: int
     action_weight: float = 1.0
     goal: bool = False
+    missing: bool = False
+    markov: bool = False
 
     def __len__(self) -> int:
         return len(self.bins)
@@ -170,10 +183,18 @@ class Windows:
         step = start[:, None] + torch.arange(self.T, device=start.device)
         end = self.end[start, None]
         real = step < end
-        ids = self.bins[step.minimum(end - 1)].long() + offset  # (B, T, D)
-        weight = torch.ones(transition.D, device=start.device)
+        bins = self.bins[step.minimum(end - 1)].long()  # (B, T, D)
+        ids, weight = bins + offset, torch.ones(transition.D, device=start.device)
         weight[transition.action] = self.action_weight
-        ids, weight = ids.flatten(1), (real[..., None] * weight).flatten(1)
+        weight = real[..., None] * weight
+        if self.missing:
+            hidden = bins == MISSING
+            ids = torch.where(hidden, self.tokenizer.missing, ids)
+            weight = weight * ~hidden
+        if self.markov:
+            opens = (start == 0) | (self.end[start - 1] == start)
+            weight[:, 0] *= opens[:, None]
+        ids, weight = ids.flatten(1), weight.flatten(1)
         if self.goal:
             last = self.bins[end[:, 0] - 1, transition.state].long() + offset[transition.state]
             ids = torch.cat([last, ids], dim=1)
@@ -181,13 +202,14 @@ class Windows:
         return ids, weight
 
     def to(self, device) -> "Windows":
-        return Windows(
-            self.bins.to(device), self.end.to(device), self.tokenizer.to(device), self.T, self.action_weight, self.goal
-        )
+        moved = {"bins": self.bins.to(device), "end": self.end.to(device), "tokenizer": self.tokenizer.to(device)}
+        return dataclasses.replace(self, **moved)
 
 
 def windows(data: Episodes, steps: Tensor, tokenizer: Tokenizer, T: int, **options) -> Windows:
     """Tokenize a whole table of steps (n, D) once and index its windows."""
     bins = tokenizer.bins(steps, slice(None)).to(torch.uint8)
+    if data.hidden is not None:
+        bins[:, tokenizer.transition.state][torch.from_numpy(data.hidden)] = MISSING
     end = torch.from_numpy(np.repeat(data.starts[1:], data.lengths))
-    return Windows(bins, end, tokenizer, T, **options)
+    return Windows(bins, end, tokenizer, T, missing=data.hidden is not None, **options)

@@ -3,6 +3,7 @@
 import difflib
 from dataclasses import dataclass, replace
 
+from ttlib import results
 from ttlib.model import ModelConfig
 from ttlib.results import SIZES
 from ttlib.search import Plan
@@ -23,6 +24,8 @@ class DataConfig:
     seed: int = 0
     held_out: float = 0.05  # share of episodes
     excluded_pairs: tuple[tuple[int, int], ...] = ()  # four rooms: ordered pairs of rooms never shown
+    physics: str = results.added("modern")  # "d4rl": the masses and margins of D4RL's time
+    hidden: float = results.added(0.0)  # share of state dimensions hidden, drawn anew for every step
 
     @property
     def name(self) -> str:
@@ -58,6 +61,7 @@ class Experiment:
     width: int = 1
     seeds: tuple[int, ...] = ()  # of rollouts
     goal: bool = False
+    markov: bool = results.added(False)  # the previous transition is all the model sees of the past
 
     @property
     def label(self) -> str:
@@ -72,6 +76,7 @@ class Experiment:
 
 
 HOPPER = Transition(11, 3)
+HUMANOID = Transition(45, 17)
 FOUR_ROOMS = Transition(2, 2, rewards=False)
 # The two diagonal ordered pairs of rooms that the model of split `held_out` never sees.
 HELD_OUT_PAIRS = ((0, 3), (3, 0))
@@ -144,11 +149,33 @@ def _hopper(name: str, size: str, profile: str) -> Experiment:
     )  # fmt: skip
 
 
+def _humanoid(name: str, size: str, profile: str) -> Experiment:
+    """Figures 1 and 2: long-horizon prediction, full and Markovian, observed and masked."""
+    markov, masked = name.endswith("markov"), "masked" in name
+    steps = {"smoke": 4_000, "laptop": 200_000, "paper": 1_000_000}[size]
+    config = DataConfig("humanoid", "expert", steps, hidden=0.5 if masked else 0.0)
+    if size == "paper":
+        model, train = _paper_model(HUMANOID, profile), _paper_train(profile, steps)
+    else:
+        T, (updates, batch) = 5, {"smoke": (12, 2), "laptop": (3000, 8)}[size]
+        model, train = ModelConfig(HUMANOID, T, **_SMALL_MODEL[size]), TrainConfig(updates, batch, **_SMALL_TRAIN)
+    if markov:  # of its two transitions only the second is scored: as many scored tokens per update as the full model
+        model, train = replace(model, T=2), replace(train, batch=train.batch * model.T)
+    return Experiment(
+        name, size, profile, data=config, bins=Bins(), model=replace(model, missing=masked), train=train,
+        past=model.T - 1, markov=markov, seeds=(0,),
+    )  # fmt: skip
+
+
 _EXPERIMENTS = {
     "four-rooms": _four_rooms,
     "four-rooms-unconditioned": _four_rooms,
     "four-rooms-held-out": _four_rooms,
     "hopper-medium-replay": _hopper,
+    "humanoid": _humanoid,
+    "humanoid-markov": _humanoid,
+    "humanoid-masked": _humanoid,
+    "humanoid-masked-markov": _humanoid,
 }
 
 

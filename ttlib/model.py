@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ttlib import results
 from ttlib.tokenizer import Transition
 
 
@@ -24,6 +25,7 @@ class ModelConfig:
     dropout: float = 0.1
     dropout_where: str = "block"  # "block": at the end of each block; "everywhere": embedding, attention, residual
     prefix: int = 0
+    missing: bool = results.added(False)  # states may be hidden: ids V*D + i stand for "state dimension i unknown"
 
     @property
     def max_tokens(self) -> int:
@@ -34,6 +36,8 @@ class ModelConfig:
             raise ValueError(f"d_model={self.d_model} is not a multiple of n_head={self.n_head}")
         if self.dropout_where not in ("block", "everywhere"):
             raise ValueError(f"dropout_where={self.dropout_where!r}; expected 'block' or 'everywhere'")
+        if self.missing and self.V > 255:
+            raise ValueError(f"V={self.V} bins; expected at most 255 where states may be hidden: byte 255 marks those")
         if self.T < 1 or not 0 <= self.dropout < 1:
             raise ValueError(f"T={self.T}, dropout={self.dropout}; expected T >= 1 and 0 <= dropout < 1")
 
@@ -70,7 +74,8 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.token = nn.Embedding(config.V * config.transition.D, config.d_model)
+        ids = config.V * config.transition.D + config.transition.N * config.missing
+        self.token = nn.Embedding(ids, config.d_model)
         self.position = nn.Embedding(config.max_tokens, config.d_model)
         self.drop = nn.Dropout(config.dropout if config.dropout_where == "everywhere" else 0.0)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
@@ -93,7 +98,10 @@ class GPT(nn.Module):
         if not transition.rewards:
             return ids
         # Departs from the paper: reward-to-go is a target, never an input (its true value is unknown while acting).
-        return ids.clamp(max=V * transition.reward_to_go)
+        R = V * transition.reward_to_go
+        if self.config.missing:
+            return ids.where((ids < R) | (ids >= V * transition.D), R)
+        return ids.clamp(max=R)
 
     def forward(self, ids: Tensor, attend: Attend | None = None, start: int = 0) -> Tensor:
         """ids: (B, L) at positions start... -> logits (B, L, V).  `attend` defaults to plain causal attention."""

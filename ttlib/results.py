@@ -36,10 +36,17 @@ def folder(size: str) -> Path:
     return ROOT / "figures" / size
 
 
+def added(default):
+    """A field that a config got later: left out of `plain` and so of every key while it has its default, so that
+    what was made before it existed is still found."""
+    return dataclasses.field(default=default, metadata={"added": True})
+
+
 def plain(x):
     """Configs as JSON: dataclasses become dictionaries, tuples lists."""
     if dataclasses.is_dataclass(x):
-        return {f.name: plain(getattr(x, f.name)) for f in dataclasses.fields(x)}
+        kept = [f for f in dataclasses.fields(x) if not ("added" in f.metadata and getattr(x, f.name) == f.default)]
+        return {f.name: plain(getattr(x, f.name)) for f in kept}
     if isinstance(x, dict):
         return {str(k): plain(v) for k, v in x.items()}
     return [plain(v) for v in x] if isinstance(x, (list, tuple)) else x

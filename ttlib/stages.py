@@ -25,7 +25,7 @@ TRAINED = results.ROOT / "build" / "checkpoints"
 def data_key(config: DataConfig) -> str:
     """Of the recipe, never of the bytes: simulators differ in the last bits between machines."""
     made_by = [envs.policy_keys(config.task, config.quality)] if config.task in envs.TASKS else []
-    recipe = {k: v for k, v in results.plain(config).items() if k != "held_out"}
+    recipe = {k: v for k, v in results.plain(config).items() if k not in ("held_out", "hidden")}
     return results.key("data", DATA_STAGE, recipe, made_by)
 
 
@@ -36,10 +36,11 @@ def dataset(config: DataConfig) -> Episodes:
     if not path.exists():
         print(f"{config.name}: generating {config.steps:,} {'steps' if config.task in envs.TASKS else 'trajectories'}")
         if config.task in envs.TASKS:
-            envs.regenerate(path, config.task, config.quality, config.steps, config.seed)
+            envs.regenerate(path, config.task, config.quality, config.steps, config.seed, config.physics)
         else:
             data.write(path, fourrooms.demonstrations(config.steps, config.seed, config.excluded_pairs))
-    return data.episodes(data.read(path))
+    found = data.episodes(data.read(path))
+    return found.hide(config.hidden, config.seed) if config.hidden else found
 
 
 def windows(exp: Experiment) -> tuple[Windows, Windows]:
@@ -48,13 +49,14 @@ def windows(exp: Experiment) -> tuple[Windows, Windows]:
     transition, bins = exp.model.transition, exp.bins
     steps = [data.steps_table(p, transition, bins.gamma, bins.include_current, bins.terminal_reward) for p in parts]
     fitted = tokenizer.fit(steps[0], transition, bins.V, bins.kind)
-    options = {"action_weight": bins.action_weight, "goal": exp.goal}
+    options = {"action_weight": bins.action_weight, "goal": exp.goal, "markov": exp.markov}
     return tuple(data.windows(p, s, fitted, exp.model.T, **options) for p, s in zip(parts, steps, strict=True))
 
 
 def model_key(exp: Experiment) -> str:
+    later = [exp.data.hidden, exp.markov] if exp.data.hidden or exp.markov else []
     return results.key(
-        "model", MODEL_STAGE, data_key(exp.data), exp.data.held_out, exp.bins, exp.model, exp.train, exp.goal
+        "model", MODEL_STAGE, data_key(exp.data), exp.data.held_out, exp.bins, exp.model, exp.train, exp.goal, *later
     )
 
 
@@ -226,7 +228,7 @@ def cloned(exp: Experiment, seed: int) -> cloning.Policy:
 
 def behaviour(exp: Experiment, seeds: tuple[int, ...]) -> Callable:
     """The data's behaviour policies: rollout i acts by the i-th snapshot, from the first again after the last."""
-    chosen = envs.RECIPES[exp.data.task][exp.data.quality]
+    chosen = envs.recipe(exp.data.task, exp.data.quality).snapshots
     policies = [envs.policy(exp.data.task, chosen[i % len(chosen)]) for i in range(len(seeds))]
     rng = np.random.default_rng([exp.data.seed, *seeds])
     return lambda states, rows: np.concatenate([policies[r](s[None], rng) for r, s in zip(rows, states, strict=True)])

@@ -82,6 +82,11 @@ class Tokenizer:
         """(D,) what turns a bin into an id."""
         return self.V * torch.arange(self.transition.D, device=self.edges.device)
 
+    @property
+    def missing(self) -> Tensor:
+        """(D,) id of "not known" of each dimension, after all others (only state dimensions are ever hidden)."""
+        return self.V * self.transition.D + torch.arange(self.transition.D, device=self.edges.device)
+
     def to(self, device) -> "Tokenizer":
         edges, centres = self.edges.to(device), self.centres.to(device)
         return Tokenizer(self.transition, self.V, self.kind, edges, centres)

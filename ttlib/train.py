@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ttlib import results
-from ttlib.data import Windows
+from ttlib.data import MISSING, Windows
 from ttlib.model import GPT, ModelConfig
 from ttlib.tokenizer import Tokenizer, Transition
 
@@ -213,7 +213,8 @@ def save(folder: Path, model: GPT, tokenizer: Tokenizer, about: dict, held_out: 
         about = {**about, "held_out_nats": loss(model.eval(), held_out, weight).item()}
     tensors = {name: p.detach().bfloat16().cpu() for name, p in model.named_parameters()}
     tensors |= {"tokenizer.edges": tokenizer.edges, "tokenizer.centres": tokenizer.centres}
-    tensors |= {"held_out.bins": (held_out % tokenizer.V).to(torch.uint8), "held_out.weight": weight.bfloat16()}
+    bins = (held_out % tokenizer.V).masked_fill(held_out >= tokenizer.V * tokenizer.transition.D, MISSING)
+    tensors |= {"held_out.bins": bins.to(torch.uint8), "held_out.weight": weight.bfloat16()}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     config = {"model": dataclasses.asdict(model.config), "tokenizer": {"V": tokenizer.V, "kind": tokenizer.kind}}
     results.write_aside(folder / "model.safetensors", lambda path: safetensors.torch.save_file(tensors, path))
@@ -265,7 +266,9 @@ def load(folder: Path, device: str | torch.device = "cpu") -> Checkpoint:
         )
     model.load_state_dict({name: tensors[name].float() for name in expected})
     tokenizer = Tokenizer(transition, *settings, *(tensors[name] for name in others[:2]))
-    held_out = tensors["held_out.bins"].long() + offsets(model.config, tensors["held_out.bins"].shape[1])
+    bins, offset = tensors["held_out.bins"].long(), offsets(model.config, tensors["held_out.bins"].shape[1])
+    unknown = (bins == MISSING) & model.config.missing
+    held_out = torch.where(unknown, transition.D * tokenizer.V + offset // tokenizer.V, bins + offset)
     return Checkpoint(
         model.eval().to(device), tokenizer.to(device), about, held_out, tensors["held_out.weight"].float()
     )
