@@ -67,6 +67,13 @@ def test_uniform_bins_are_of_one_width(column, bins):
     assert t.width[0].numpy() == pytest.approx((t.high - t.low).item() / bins, rel=1e-6)
 
 
+@given(columns, sizes, kinds)
+def test_columns_of_single_precision_are_fitted_as_exactly_as_of_double(column, bins, kind):
+    x, t = fit_column(column, bins, kind)
+    single = fit(x.float(), LINE, bins, kind)
+    assert torch.equal(single.edges, t.edges) and torch.equal(single.centres, t.centres)
+
+
 # -- there and back ----------------------------------------------------------------------------------------
 
 @given(columns, sizes, kinds)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ttlib import cloning, control, data, envs, fourrooms, results, tokenizer, train
+from ttlib import cloning, control, data, envs, fourrooms, official, results, tokenizer, train
 from ttlib.data import Episodes, Windows
 from ttlib.experiments import HELD_OUT_PAIRS, DataConfig, Experiment
 from ttlib.model import GPT
@@ -20,18 +20,22 @@ DATA_STAGE, MODEL_STAGE = 1, 1
 REGENERATED = results.ROOT / "data" / "regenerated"
 SHIPPED = results.ROOT / "data" / "checkpoints"
 TRAINED = results.ROOT / "build" / "checkpoints"
+ACTION_RANGE = (-1.0, 1.0)  # of every task; the humanoid's is narrower still
 
 
 def data_key(config: DataConfig) -> str:
     """Of the recipe, never of the bytes: simulators differ in the last bits between machines."""
+    if config.official:
+        return results.key("data", DATA_STAGE, official.published(config.name))
     made_by = [envs.policy_keys(config.task, config.quality)] if config.task in envs.TASKS else []
     recipe = {k: v for k, v in results.plain(config).items() if k not in ("held_out", "hidden")}
     return results.key("data", DATA_STAGE, recipe, made_by)
 
 
-@functools.lru_cache(maxsize=4)
-def dataset(config: DataConfig) -> Episodes:
-    """Load the dataset, generated first where it is not there."""
+def dataset_file(config: DataConfig) -> Path:
+    """The dataset's file, generated (an official one: downloaded) first where it is not there."""
+    if config.official:
+        return official.fetch(config.name)
     path = REGENERATED / f"{config.name}-{data_key(config)}.hdf5"
     if not path.exists():
         print(f"{config.name}: generating {config.steps:,} {'steps' if config.task in envs.TASKS else 'trajectories'}")
@@ -39,18 +43,32 @@ def dataset(config: DataConfig) -> Episodes:
             envs.regenerate(path, config.task, config.quality, config.steps, config.seed, config.physics)
         else:
             data.write(path, fourrooms.demonstrations(config.steps, config.seed, config.excluded_pairs))
-    found = data.episodes(data.read(path))
+    return path
+
+
+@functools.lru_cache(maxsize=4)
+def dataset(config: DataConfig) -> Episodes:
+    """The dataset in memory."""
+    found = data.load(dataset_file(config), ACTION_RANGE)
     return found.hide(config.hidden, config.seed) if config.hidden else found
 
 
 def windows(exp: Experiment) -> tuple[Windows, Windows]:
     """Training and held-out windows; bins are fitted to the training episodes alone."""
-    parts = dataset(exp.data).split(exp.data.held_out, exp.data.seed)
+    return windows_of(dataset_file(exp.data), exp)
+
+
+def windows_of(path: Path, exp: Experiment) -> tuple[Windows, Windows]:
+    """`windows` of a file, which is read a chunk at a time and need not fit into memory."""
     transition, bins = exp.model.transition, exp.bins
-    steps = [data.steps_table(p, transition, bins.gamma, bins.include_current, bins.terminal_reward) for p in parts]
-    fitted = tokenizer.fit(steps[0], transition, bins.V, bins.kind)
-    options = {"action_weight": bins.action_weight, "goal": exp.goal, "markov": exp.markov}
-    return tuple(data.windows(p, s, fitted, exp.model.T, **options) for p, s in zip(parts, steps, strict=True))
+    with data.opened(path, ACTION_RANGE) as episodes:
+        if exp.data.hidden:
+            episodes = episodes.hide(exp.data.hidden, exp.data.seed)
+        steps = data.steps(episodes, transition, bins.gamma, bins.include_current, bins.terminal_reward)
+        parts = episodes.parts(exp.data.held_out, exp.data.seed)
+        fitted = tokenizer.fit_columns(steps.columns(episodes.rows(parts[0])), transition, bins.V, bins.kind)
+        options = {"action_weight": bins.action_weight, "goal": exp.goal, "markov": exp.markov}
+        return tuple(data.part_windows(episodes, parts, steps, fitted, exp.model.T, **options))
 
 
 def model_key(exp: Experiment) -> str:
@@ -216,7 +234,12 @@ def act(
         agent = control.FunctionAgent(behaviour(exp, seeds), len(seeds))
     else:
         raise ValueError(f"unknown method {method!r}; expected tto, sampling, bc or behaviour")
-    return control.rollouts(lambda: envs.make(exp.data.task), agent, list(seeds), progress=progress)
+    return control.rollouts(lambda: simulator(exp.data), agent, list(seeds), progress=progress)
+
+
+def simulator(config: DataConfig):
+    """The task that a dataset is of, with the physics it was recorded under."""
+    return envs.make(config.task, "d4rl" if config.official else config.physics)
 
 
 def cloned(exp: Experiment, seed: int) -> cloning.Policy:
@@ -239,7 +262,7 @@ def rollout_rows(
 ) -> list[dict]:
     """Rows of `table1_rollouts.csv`."""
     return [
-        {"dataset": exp.data.name, "source": "regenerated", "method": method, "profile": exp.profile,
+        {"dataset": exp.data.name, "source": exp.data.source, "method": method, "profile": exp.profile,
          "setting": setting, "model_seed": model_seed, "rollout_seed": run.seed, "return": run.total,
          "score": envs.score(exp.data.task, run.total), "length": len(run.rewards), "fell": run.terminal}
         for run in runs

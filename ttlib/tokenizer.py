@@ -1,7 +1,9 @@
 """Floats to token ids and back (Section 3.1, Equation 1); the one owner of the order of tokens in a step."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -142,33 +144,39 @@ def fit(steps: Tensor, transition: Transition, V: int = 100, kind: str = "unifor
     """
     if steps.ndim != 2 or steps.shape[1] != transition.D or not len(steps):
         raise ValueError(f"steps of shape {tuple(steps.shape)}; expected (n > 0, D = {transition.D})")
+    return fit_columns(steps.T, transition, V, kind)
+
+
+def fit_columns(columns: Iterable[Tensor], transition: Transition, V: int, kind: str) -> Tokenizer:
+    """`fit` from the values of each dimension in turn, D times (n,) float: they need not be in memory together."""
     if not 2 <= V <= 256:
         raise ValueError(f"V = {V} bins a dimension; expected 2 to 256 (bins are stored as bytes)")
-    steps = steps.to(torch.float64)
-    if not torch.isfinite(steps).all():
-        row, dim = (~torch.isfinite(steps)).nonzero()[0].tolist()
-        raise ValueError(
-            f"non-finite value {steps[row, dim].item()} in dimension {transition.names()[dim]}, row {row}: "
-            "remove or repair it before fitting bins"
-        )
-    low, top = steps.amin(0), steps.amax(0)
-    # [low, high) must hold the maximum; a constant dimension gets width 1 instead of dividing by zero.
-    high = torch.where(top > low, top + 1e-6 * (top - low), low + 1)
-    grid = torch.linspace(0, 1, V + 1, dtype=torch.float64)
-    edges = low[:, None] + (high - low)[:, None] * grid
-    if kind == "quantile":
-        rows = [_quantile_edges(x, lo, hi, V) for x, lo, hi in zip(steps.T, low, high, strict=True)]
-        edges = torch.stack(rows)
+    edges = torch.stack([_edges(x, name, V, kind) for name, x in zip(transition.names(), columns, strict=True)])
     centres = (edges[:, 1:] + edges[:, :-1]) / 2
     last = edges.masked_fill(edges.isinf(), -torch.inf).amax(1, keepdim=True)
     centres = torch.where(centres.isfinite(), centres, last)  # empty bins: any finite value will do
     return Tokenizer(transition, V, kind, edges, centres)
 
 
+def _edges(x: Tensor, name: str, V: int, kind: str) -> Tensor:
+    """(n,) values of one dimension -> (V + 1,) float64."""
+    low, top = x.min().double(), x.max().double()
+    if not (low.isfinite() and top.isfinite()):  # a NaN is both
+        row = int((~x.isfinite()).nonzero()[0])
+        raise ValueError(
+            f"non-finite value {x[row].item()} in dimension {name}, row {row}: remove or repair it before fitting bins"
+        )
+    # [low, high) must hold the maximum; a constant dimension gets width 1 instead of dividing by zero.
+    high = torch.where(top > low, top + 1e-6 * (top - low), low + 1)
+    if kind == "quantile":
+        return _quantile_edges(x, low, high, V)
+    return low + (high - low) * torch.linspace(0, 1, V + 1, dtype=torch.float64)
+
+
 def _quantile_edges(x: Tensor, low: Tensor, high: Tensor, V: int) -> Tensor:
     """(n,) values of one dimension -> (V + 1,) edges of equal counts, repeats merged, padded with +inf."""
-    ordered = x.sort().values
-    inner = ordered[(torch.arange(1, V) * len(x)) // V]
+    ordered = torch.from_numpy(np.sort(x.numpy()))  # torch's sort makes indices too: three times the memory
+    inner = ordered[(torch.arange(1, V) * len(x)) // V].double()
     edges = torch.cat([low[None], inner, high[None]]).unique()
     # An edge one rounding error above its neighbour would give a bin whose centre is its own edge.
     smallest = 1e-9 * (high - low)
