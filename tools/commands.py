@@ -10,7 +10,7 @@ from ttlib import experiments, results, stages
 
 
 def make_data(size: str) -> None:
-    for config in dict.fromkeys(exp.data for exp in experiments.needed(size)):
+    for config in experiments.datasets(size):
         found = stages.dataset(config)
         print(
             f"{config.name}: {len(found):,} episodes, {len(found.states):,} steps, "

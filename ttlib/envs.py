@@ -28,6 +28,7 @@ D4RL_TASKS = ("hopper", "walker2d", "halfcheetah")
 _HUMANOID = {f"include_{name}_in_observation": False for name in ("cinert", "cvel", "qfrc_actuator", "cfrc_ext")}
 MAX_STEPS = 1000  # the time limit of every task
 PHYSICS = ("modern", "d4rl")
+WORTH_PROCESSES = 20_000  # fewer steps take less time than starting processes for them
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ RECIPES = {
     "humanoid": {
         "expert": Recipe((825_000,), episode_steps=200),
         "reference": Recipe((825_000,), episode_steps=101, fixed_start=True),
+        "simulator": Recipe((825_000,), episode_steps=101, fixed_start=True),  # more of the same, by other noise
     },
 }
 
@@ -109,7 +111,9 @@ def old_physics(env) -> None:
                 geom.fromto = np.concatenate([ends[0] - along * geom.size[0] / 2, ends[1] + along * geom.size[0] / 2])
             else:
                 geom.size = [geom.size[0], geom.size[1] + geom.size[0] / 2, geom.size[2]]
-    twin = spec.compile()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "settotalmass is deprecated"
+        twin = spec.compile()
     for name in ("body_mass", "body_inertia", "body_ipos", "body_iquat"):
         getattr(env.model, name)[:] = getattr(twin, name)
     if tuple(map(int, mujoco.__version__.split(".")[:2])) >= (3, 5):
@@ -236,13 +240,16 @@ def regenerate(path: Path, task: str, quality: str, steps: int, seed: int, physi
     parts = -(-4 // len(made.snapshots))
     runs = [(snapshot, part) for snapshot in made.snapshots for part in range(parts)]
     shares = [steps * (i + 1) // len(runs) - steps * i // len(runs) for i in range(len(runs))]
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        jobs = [
-            pool.submit(_behave, task, snapshot, share, [seed, snapshot] + [part] * (part > 0), made, physics)
-            for (snapshot, part), share in zip(runs, shares, strict=True)
-            if share
-        ]
-        found = [job.result() for job in jobs]
+    jobs = [
+        (task, snapshot, share, [seed, snapshot] + [part] * (part > 0), made, physics)
+        for (snapshot, part), share in zip(runs, shares, strict=True)
+        if share
+    ]
+    if steps < WORTH_PROCESSES:
+        found = [_behave(*job) for job in jobs]
+    else:
+        with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+            found = list(pool.map(_behave, *zip(*jobs, strict=True)))
     data.write(path, {name: np.concatenate([part[name] for part in found]) for name in found[0]})
 
 

@@ -3,7 +3,7 @@
 import difflib
 from dataclasses import dataclass, replace
 
-from ttlib import results
+from ttlib import envs, results
 from ttlib.model import ModelConfig
 from ttlib.results import SIZES
 from ttlib.search import Plan
@@ -11,6 +11,7 @@ from ttlib.tokenizer import Transition
 from ttlib.train import TrainConfig
 
 PROFILES = ("v1", "released")
+STEPS = {"smoke": 4_000, "laptop": 200_000, "paper": 1_000_000}  # of a regenerated dataset
 GAMMA = 0.99  # ours; the paper does not state it
 
 
@@ -26,10 +27,15 @@ class DataConfig:
     excluded_pairs: tuple[tuple[int, int], ...] = ()  # four rooms: ordered pairs of rooms never shown
     physics: str = results.added("modern")  # "d4rl": the masses and margins of D4RL's time
     hidden: float = results.added(0.0)  # share of state dimensions hidden, drawn anew for every step
+    official: bool = results.added(False)  # D4RL's own file, whatever `steps` and `seed` say
 
     @property
     def name(self) -> str:
-        return f"{self.task}-{self.quality}"
+        return f"{self.task}-{self.quality}{'-v2' if self.official else ''}"
+
+    @property
+    def source(self) -> str:
+        return "official" if self.official else "regenerated"
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,15 @@ FOUR_ROOMS = Transition(2, 2, rewards=False)
 HELD_OUT_PAIRS = ((0, 3), (3, 0))
 
 
+def regenerated(task: str, quality: str, size: str) -> DataConfig:
+    """A regenerated dataset.  The humanoid's references are trajectories of 101 states, and so are those of the
+    simulator that predictions of them are compared with."""
+    trajectories = {"reference": {"smoke": 8, "laptop": 300, "paper": 1000},
+                    "simulator": {"smoke": 8, "laptop": 1000, "paper": 1000}}  # fmt: skip
+    steps = 101 * trajectories[quality][size] if quality in trajectories else STEPS[size]
+    return DataConfig(task, quality, steps, seed=int(quality == "simulator"))
+
+
 # Below paper size both profiles are trained alike, whatever their optimiser at paper size.
 # Departs from the paper: at smoke and laptop size Muon instead of Adam, and no dropout: far lower loss per minute.
 _SMALL_MODEL = {
@@ -126,7 +141,7 @@ def _four_rooms(name: str, size: str, profile: str) -> Experiment:
 
 def _hopper(name: str, size: str, profile: str) -> Experiment:
     """Offline RL on hopper-medium-replay (Table 1, `mixed`)."""
-    steps = {"smoke": 4_000, "laptop": 200_000, "paper": 1_000_000}[size]
+    config = regenerated("hopper", "medium-replay", size)
     if profile == "v1":
         bins, plan = Bins(), Plan(horizon=2, plans=8, candidates=8, gamma=GAMMA, proposal="beam")
     else:
@@ -136,7 +151,7 @@ def _hopper(name: str, size: str, profile: str) -> Experiment:
         cdf = 0.6 if size == "paper" else 0.0
         plan = Plan(3, plans=16, candidates=2, gamma=GAMMA, include_current=False, proposal="sample", cdf=cdf)
     if size == "paper":
-        model, train = _paper_model(HOPPER, profile), _paper_train(profile, steps)
+        model, train = _paper_model(HOPPER, profile), _paper_train(profile, config.steps)
         plan = replace(plan, horizon=5, plans=32)
     else:
         updates, batch = {"smoke": (12, 8), "laptop": (5600, 16)}[size]
@@ -144,7 +159,7 @@ def _hopper(name: str, size: str, profile: str) -> Experiment:
     if size == "smoke":
         plan = replace(plan, horizon=2, plans=2)
     return Experiment(
-        name, size, profile, data=DataConfig("hopper", "medium-replay", steps), bins=bins, model=model, train=train,
+        name, size, profile, data=config, bins=bins, model=model, train=train,
         past=0, plan=plan, seeds=tuple(range({"smoke": 2, "laptop": 10, "paper": 15}[size])),
     )  # fmt: skip
 
@@ -152,10 +167,9 @@ def _hopper(name: str, size: str, profile: str) -> Experiment:
 def _humanoid(name: str, size: str, profile: str) -> Experiment:
     """Figures 1 and 2: long-horizon prediction, full and Markovian, observed and masked."""
     markov, masked = name.endswith("markov"), "masked" in name
-    steps = {"smoke": 4_000, "laptop": 200_000, "paper": 1_000_000}[size]
-    config = DataConfig("humanoid", "expert", steps, hidden=0.5 if masked else 0.0)
+    config = replace(regenerated("humanoid", "expert", size), hidden=0.5 if masked else 0.0)
     if size == "paper":
-        model, train = _paper_model(HUMANOID, profile), _paper_train(profile, steps)
+        model, train = _paper_model(HUMANOID, profile), _paper_train(profile, config.steps)
     else:
         T, (updates, batch) = 5, {"smoke": (12, 2), "laptop": (3000, 8)}[size]
         model, train = ModelConfig(HUMANOID, T, **_SMALL_MODEL[size]), TrainConfig(updates, batch, **_SMALL_TRAIN)
@@ -177,6 +191,12 @@ _EXPERIMENTS = {
     "humanoid-masked": _humanoid,
     "humanoid-masked-markov": _humanoid,
 }
+
+
+def datasets(size: str) -> list[DataConfig]:
+    """What `make data` makes: all that are regenerated, and four rooms."""
+    rooms = [get(name, size).data for name in ("four-rooms", "four-rooms-held-out")]
+    return [regenerated(task, quality, size) for task in envs.RECIPES for quality in envs.RECIPES[task]] + rooms
 
 
 def names() -> list[str]:
