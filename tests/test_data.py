@@ -113,7 +113,7 @@ def put(key, at, value):
     (put("actions", slice(1, 5), np.inf), "actions, row 1, column 0: inf, and 3 more such values; expected finite"),
     (put("rewards", 2, -np.inf), "rewards, row 2: -inf; expected finite"),
     (put("terminals", 3, 0.5), "terminals, row 3: 0.5; expected 0 or 1"),
-    (put("timeouts", 5, np.nan), "timeouts, row 5: nan; expected 0 or 1"),
+    (put("timeouts", 5, 2), "timeouts, row 5: 2.0; expected 0 or 1"),
     (lambda a: a.update(terminals=np.zeros(6, bool)), "none of the 6 steps ends an episode: set `timeouts`"),
 ])
 @pytest.mark.parametrize("chunk", [1, 4, 100])
