@@ -1,5 +1,7 @@
 """What two pages draw: bodies made of capsules, the four rooms.  matplotlib only, no GL."""
 
+import json
+
 import numpy as np
 from matplotlib.collections import PolyCollection
 from matplotlib.patches import Rectangle
@@ -28,20 +30,22 @@ def body(
     azimuth: float = 15,
     elevation: float = 12,
     alpha: float = 1.0,
+    shift: tuple[float, float] = (0.0, 0.0),
 ) -> None:
-    """One body: ends (capsules, 2, 3) and radii (capsules,) in metres, seen orthographically.
+    """One body: ends (capsules, 2, 3) and radii (capsules,) in metres, seen orthographically, moved by `shift`
+    metres in the picture.
 
     Painter's order: far capsules first; a few lighter, smaller copies shifted to the light round each one.
     """
     from matplotlib.colors import to_rgb
 
     flat, depth = project(ends, azimuth, elevation)
-    order = np.argsort(-depth.mean(-1))
+    flat, order = flat + shift, np.argsort(-depth.mean(-1))
     outlines, colours = [], []
     for i in order:
         for k, (shrink, light) in enumerate(((1.0, 0.0), (0.72, 0.22), (0.42, 0.45))):
-            shift = np.array([-0.16, 0.2]) * radii[i] * k
-            outlines.append(stadium(flat[i, 0] + shift, flat[i, 1] + shift, radii[i] * shrink))
+            a, b = flat[i] + np.array([-0.16, 0.2]) * radii[i] * k
+            outlines.append(stadium(a, b, radii[i] * shrink))
             colours.append([*(c + (1 - c) * light for c in to_rgb(colour)), alpha])
     axes.add_collection(PolyCollection(outlines, facecolors=colours, edgecolors="none"))
 
@@ -52,6 +56,91 @@ def project(points: np.ndarray, azimuth: float = 15, elevation: float = 12) -> t
     right = np.array([np.cos(az), np.sin(az), 0])
     away = np.array([-np.sin(az) * np.cos(el), np.cos(az) * np.cos(el), -np.sin(el)])
     return np.stack([points @ right, points @ np.cross(right, away)], -1), points @ away
+
+
+def player(bodies: dict[str, tuple[np.ndarray, str]], radii: np.ndarray, seconds: float, name: str) -> str:
+    """HTML of bodies that move, side by side, with a button and a slider; it needs no network and starts at rest.
+
+    bodies: label -> ends (T, capsules, 2, 3), metres, and colour; radii (capsules,); seconds: of one step; name: of
+    the element, one of its own on a page.  What is not finite is not drawn; millimetres are kept.
+    """
+    frames = []
+    for ends, _ in bodies.values():
+        flat, depth = project(ends)
+        order = np.argsort(-depth.mean(-1), axis=1)  # painter's, as in `body`
+        seen = np.isfinite(flat).all((1, 2, 3))
+        whole = np.clip(np.nan_to_num(1000 * flat), -1e5, 1e5).round().astype(int).reshape(*flat.shape[:2], 4)
+        frames.append([
+            [[int(i), *corners[i].tolist()] for i in order[t]] if seen[t] else [] for t, corners in enumerate(whole)
+        ])  # fmt: skip
+    values = {
+        "bodies": frames,
+        "radii": (1000 * radii).round().astype(int).tolist(),
+        "labels": list(bodies),
+        "colours": [colour for _, colour in bodies.values()],
+        "seconds": seconds,
+    }
+    return PLAYER.replace("NAME", name).replace("VALUES", json.dumps(values, separators=(",", ":")))
+
+
+PLAYER = """
+<div id="NAME" style="max-width:760px">
+<canvas width="1520" height="560" style="width:100%;background:#fff" role="img"
+ aria-label="Bodies that move, the same time step of each side by side; the figure above shows some of the steps.">
+</canvas>
+<div style="display:flex;gap:0.8em;align-items:center">
+<button type="button" style="min-width:5em">Play</button>
+<input type="range" min="0" value="0" aria-label="time step" style="flex:1">
+<output style="min-width:13em;font-variant-numeric:tabular-nums"></output>
+</div></div>
+<script>
+(() => {
+  const {bodies, radii, labels, colours, seconds} = VALUES;
+  const box = document.getElementById("NAME"), canvas = box.querySelector("canvas"), c = canvas.getContext("2d");
+  const [button, slider, out] = ["button", "input", "output"].map(tag => box.querySelector(tag));
+  const last = bodies[0].length - 1, wide = canvas.width / bodies.length, scale = wide / 2600;
+  const ground = canvas.height - 90, slow = 0.25;
+  slider.max = last;
+  function capsule([i, x1, y1, x2, y2], x0, colour) {
+    const r = radii[i];
+    [[1, 0], [0.72, 0.22], [0.42, 0.45]].forEach(([shrink, light], k) => {
+      const dx = x0 - 0.16 * r * k * scale, dy = ground - 0.2 * r * k * scale;
+      c.strokeStyle = light ? `rgba(255,255,255,${light})` : colour; c.lineWidth = 2 * r * shrink * scale;
+      c.beginPath(); c.moveTo(dx + x1 * scale, dy - y1 * scale);
+      c.lineTo(dx + x2 * scale + 0.01, dy - y2 * scale); c.stroke();  // 0.01: a sphere is a dot
+    });
+  }
+  function draw() {
+    const t = +slider.value;
+    c.fillStyle = "#fff"; c.fillRect(0, 0, canvas.width, canvas.height); c.lineCap = "round";
+    c.fillStyle = "#ececec"; c.fillRect(0, ground, canvas.width, 90);
+    c.font = "30px sans-serif"; c.textAlign = "center";
+    bodies.forEach((frames, b) => {
+      c.save(); c.beginPath(); c.rect(b * wide, 0, wide, canvas.height); c.clip();
+      frames[t].forEach(piece => capsule(piece, (b + 0.42) * wide, colours[b]));
+      c.fillStyle = "#222"; c.fillText(labels[b], (b + 0.5) * wide, canvas.height - 30);
+      if (!frames[t].length) c.fillText("not finite", (b + 0.5) * wide, ground / 2);
+      c.restore();
+    });
+    out.textContent = `step ${t} of ${last}, ${(t * seconds).toFixed(2)} s`;
+  }
+  let from = null;
+  function pause() { from = null; button.textContent = "Play"; }
+  function tick(now) {
+    if (from === null) return;
+    slider.value = Math.min(last, Math.floor((now - from) / 1000 / seconds * slow)); draw();
+    if (+slider.value < last) requestAnimationFrame(tick); else pause();
+  }
+  button.onclick = () => {
+    if (from !== null) return pause();
+    if (+slider.value >= last) slider.value = 0;
+    from = performance.now() - slider.value * seconds / slow * 1000; button.textContent = "Pause";
+    requestAnimationFrame(tick);
+  };
+  slider.oninput = () => { pause(); draw(); };
+  draw();
+})();
+</script>"""
 
 
 def strip(axes, ends: np.ndarray, radii: np.ndarray, colour: str, spacing: float) -> np.ndarray:

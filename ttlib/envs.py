@@ -313,7 +313,7 @@ def pose(task: str, states: np.ndarray, root: tuple[float, float] = (0.0, 0.0)) 
 
 
 def capsules(task: str, qpos: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Bodies in space.  qpos: (T, nq) -> ends (T, capsules, 2, 3) in metres, radii (capsules,), names of bodies."""
+    """Bodies in space.  qpos: (T, nq) -> ends (T, capsules, 2, 3) in metres, radii (capsules,), names of geoms."""
     import mujoco
 
     env = make(task)
@@ -329,7 +329,7 @@ def capsules(task: str, qpos: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[
         axis = state.geom_xmat[geoms].reshape(-1, 3, 3)[:, :, 2] * half[:, None]
         centre = state.geom_xpos[geoms]
         ends.append(np.stack([centre - axis, centre + axis], 1))
-    names = [model.body(model.geom_bodyid[g]).name for g in geoms]
+    names = [model.geom(g).name for g in geoms]
     radii = model.geom_size[geoms, 0].copy()
     env.close()
     return np.array(ends), radii, names

@@ -1,15 +1,17 @@
 """From recipe to rollouts: datasets, models and tables of results, each found by the content that made it."""
 
 import functools
+import hashlib
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from ttlib import cloning, control, data, envs, fourrooms, official, results, tokenizer, train
+from ttlib import cloning, control, data, envs, fourrooms, official, own, results, tokenizer, train
 from ttlib.data import Episodes, Windows
 from ttlib.experiments import HELD_OUT_PAIRS, DataConfig, Experiment
 from ttlib.model import GPT
@@ -20,7 +22,7 @@ DATA_STAGE, MODEL_STAGE = 1, 1
 REGENERATED = results.ROOT / "data" / "regenerated"
 SHIPPED = results.ROOT / "data" / "checkpoints"
 TRAINED = results.ROOT / "build" / "checkpoints"
-ACTION_RANGE = (-1.0, 1.0)  # of every task; the humanoid's is narrower still
+ACTION_RANGE = (-1.0, 1.0)  # of every task of the book; the humanoid's is narrower still
 
 
 def data_key(config: DataConfig) -> str:
@@ -37,19 +39,48 @@ def dataset_file(config: DataConfig) -> Path:
     if config.official:
         return official.fetch(config.name)
     path = REGENERATED / f"{config.name}-{data_key(config)}.hdf5"
-    if not path.exists():
-        print(f"{config.name}: generating {config.steps:,} {'steps' if config.task in envs.TASKS else 'trajectories'}")
-        if config.task in envs.TASKS:
-            envs.regenerate(path, config.task, config.quality, config.steps, config.seed, config.physics)
-        else:
-            data.write(path, fourrooms.demonstrations(config.steps, config.seed, config.excluded_pairs))
+    if path.exists():
+        return path
+    if config.task == "own":
+        raise FileNotFoundError(f"{path} is missing: hand the arrays to `stages.keep` again")
+    print(f"{config.name}: generating {config.steps:,} {'trajectories' if config.task == 'four-rooms' else 'steps'}")
+    if config.task == "four-rooms":
+        data.write(path, fourrooms.demonstrations(config.steps, config.seed, config.excluded_pairs))
+    elif config.task == "pendulum":
+        data.write(path, own.swing_up(config.steps, config.seed))
+    else:
+        envs.regenerate(path, config.task, config.quality, config.steps, config.seed, config.physics)
     return path
+
+
+def keep(name: str, arrays: Mapping[str, np.ndarray], action_range: tuple[float, float] | None = None) -> DataConfig:
+    """Check arrays of your own, keys as in `data`, and write them where `dataset` finds them, by their content.
+
+    Raises as `data.episodes` does, and ValueError for a name that a file cannot have.
+    """
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ValueError(f"dataset name {name!r}; expected letters, digits, '.', '_' and '-' alone")
+    data.episodes(arrays, action_range)
+    arrays, digest = {key: np.ascontiguousarray(arrays[key]) for key in data.KEYS}, hashlib.sha256()
+    for array in arrays.values():
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(array)
+    config = DataConfig("own", f"{name}-{digest.hexdigest()[:16]}", len(arrays["rewards"]))
+    path = REGENERATED / f"{config.name}-{data_key(config)}.hdf5"
+    if not path.exists():
+        data.write(path, arrays)
+    return config
+
+
+def action_range(config: DataConfig) -> tuple[float, float] | None:
+    """Where a dataset's actions must lie; None where that is not known, or was checked when they were made."""
+    return None if config.task in ("own", "pendulum") else ACTION_RANGE
 
 
 @functools.lru_cache(maxsize=4)
 def dataset(config: DataConfig) -> Episodes:
     """The dataset in memory."""
-    found = data.load(dataset_file(config), ACTION_RANGE)
+    found = data.load(dataset_file(config), action_range(config))
     return found.hide(config.hidden, config.seed) if config.hidden else found
 
 
@@ -61,7 +92,7 @@ def windows(exp: Experiment) -> tuple[Windows, Windows]:
 def windows_of(path: Path, exp: Experiment) -> tuple[Windows, Windows]:
     """`windows` of a file, which is read a chunk at a time and need not fit into memory."""
     transition, bins = exp.model.transition, exp.bins
-    with data.opened(path, ACTION_RANGE) as episodes:
+    with data.opened(path, action_range(exp.data)) as episodes:
         if exp.data.hidden:
             episodes = episodes.hide(exp.data.hidden, exp.data.seed)
         steps = data.steps(episodes, transition, bins.gamma, bins.include_current, bins.terminal_reward)
@@ -94,7 +125,7 @@ def load_or_train(exp: Experiment) -> Checkpoint:
     """The experiment's model: shipped or trained before, else trained now, resumable, with a progress bar."""
     folder = checkpoint_folder(exp)
     if folder is not None:
-        loaded = train.load(folder, _device())
+        loaded = train.load(folder, device())
         print(
             f"{exp.label}: model loaded from {folder.relative_to(results.ROOT)}, "
             f"{loaded.about['held_out_all']:.3f} held-out nats a token"
@@ -104,7 +135,7 @@ def load_or_train(exp: Experiment) -> Checkpoint:
         raise FileNotFoundError(f"no checkpoint of {exp.label} at size {exp.size}: run `make all` first")
     folder = TRAINED / f"{exp.label}-{exp.size}-{model_key(exp)}"
     train_model(exp, folder)
-    return train.load(folder, _device())
+    return train.load(folder, device())
 
 
 def train_model(exp: Experiment, folder: Path) -> None:
@@ -114,7 +145,7 @@ def train_model(exp: Experiment, folder: Path) -> None:
     print(f"{exp.label}: training on {tokens / 1e6:.1f} million tokens", flush=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(exp.train.seed)
-        model = GPT(exp.model).to(_device())
+        model = GPT(exp.model).to(device())
     curve = train.fit(model, training, exp.train, folder, held_out)
     train.round_weights(model)
     start = torch.from_numpy(np.random.default_rng(0).choice(len(held_out), 64, replace=len(held_out) < 64))
@@ -149,7 +180,8 @@ def weights_key(exp: Experiment) -> str:
     return results.file_key(folder / "model.safetensors") if folder else model_key(exp)
 
 
-def _device() -> torch.device:
+def device() -> torch.device:
+    """Where models run."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -218,12 +250,13 @@ def success_table(runs: list[control.Rollout], starts: np.ndarray, goals: np.nda
 
 
 def act(
-    exp: Experiment, method: str, seeds: tuple[int, ...], model_seed: int = 0, progress=None
+    exp: Experiment, method: str, seeds: tuple[int, ...], model_seed: int = 0, progress=None, make=None
 ) -> list[control.Rollout]:
     """Rollouts of a task by a method of `table1_rollouts.csv`, all in one batch: tto plans for reward, sampling
-    draws the model's actions, bc is the cloned MLP, behaviour the data's own policies in turn."""
+    draws the model's actions, bc is the cloned MLP, behaviour the data's own policies in turn.  make() is the
+    environment where the data are not of one of our tasks."""
     if method in ("tto", "sampling"):
-        loaded, rng = load_or_train(exp), torch.Generator(_device()).manual_seed(seeds[0])
+        loaded, rng = load_or_train(exp), torch.Generator(device()).manual_seed(seeds[0])
         choose = control.by_reward(exp.plan, rng) if method == "tto" else control.by_sampling(rng)
         horizon = exp.plan.horizon if method == "tto" else 1
         agent = control.TransformerAgent(loaded.model, loaded.tokenizer, choose, exp.past, horizon)
@@ -234,7 +267,7 @@ def act(
         agent = control.FunctionAgent(behaviour(exp, seeds), len(seeds))
     else:
         raise ValueError(f"unknown method {method!r}; expected tto, sampling, bc or behaviour")
-    return control.rollouts(lambda: simulator(exp.data), agent, list(seeds), progress=progress)
+    return control.rollouts(make or (lambda: simulator(exp.data)), agent, list(seeds), progress=progress)
 
 
 def simulator(config: DataConfig):

@@ -1,0 +1,212 @@
+"""Figures 1 and 2: what their tables depend on, their rows by brute force, and bodies where the simulator had them."""
+
+import dataclasses
+import functools
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import WORLD, V, random_ids, tiny_model, tiny_tokenizer
+from scipy.stats import norm
+
+from ttlib import data, envs, experiments, longhorizon, metrics, results, stages
+from ttlib.ensemble import Ensemble, EnsembleConfig, Transitions
+from ttlib.experiments import LongHorizon
+from ttlib.metrics import Grid
+
+PROTOCOL = LongHorizon("smoke", "observed", steps=3, samples=4, kept=1, seeds=(0, 1), ensemble=EnsembleConfig())
+ON = Grid(np.linspace([-1.0, 0.0], [1.0, 3.0], V + 1, axis=1), np.array([True, True]))
+MASKED = replace(PROTOCOL, panel="masked", ensemble=EnsembleConfig(hidden=0.5))
+
+
+# -- what a table depends on ---------------------------------------------------------------------------------
+
+
+def other(value):
+    return not value if isinstance(value, bool) else value / 2 if isinstance(value, float) else value + 1
+
+
+def test_an_ensemble_is_found_by_every_choice_that_made_it():
+    made = EnsembleConfig(hidden=0.5)
+    changed = [replace(made, **{f.name: other(getattr(made, f.name))}) for f in dataclasses.fields(made)]
+    changed = [replace(MASKED, ensemble=config) for config in [made, *changed] if config.seed == 0]
+    keys = [longhorizon.ensemble_key(p, 0) for p in changed]
+    keys += [longhorizon.ensemble_key(MASKED, 1), longhorizon.ensemble_key(replace(MASKED, panel="observed"), 0)]
+    assert len(set(keys)) == len(keys) == len(dataclasses.fields(made)) + 2
+
+
+@pytest.mark.parametrize("model", [*longhorizon.MODELS, "bounds"])
+def test_a_curve_is_recomputed_when_what_it_is_made_of_changes(model, monkeypatch):
+    """It follows the weights of the model of each seed, those whose bins it is scored on, and the true rollouts."""
+    marks = {}
+    monkeypatch.setattr(stages, "weights_key", lambda e: marks.get((e.name, e.train.seed), "as it was"))
+    monkeypatch.setattr(stages, "data_key", lambda c: marks.get(c.quality, c.quality))
+    before = longhorizon.inputs(MASKED, model)
+    names = {"transformer": "humanoid-masked", "markov": "humanoid-masked-markov"}
+    others = {(name, seed) for name in names.values() for seed in MASKED.seeds}
+    own = {(name, seed) for name, seed in others if name == names.get(model)}
+    for mark in [("humanoid", 0), "reference", "simulator", *own]:
+        marks = {mark: "changed"}
+        assert longhorizon.inputs(MASKED, model) != before, mark
+    for mark in others - own:
+        marks = {mark: "changed"}
+        assert longhorizon.inputs(MASKED, model) == before, mark
+    marks = {"expert": "changed"}  # what an ensemble is fitted to
+    assert (longhorizon.inputs(MASKED, model) != before) == (model in longhorizon.ENSEMBLES)
+    fewer = longhorizon.inputs(replace(MASKED, seeds=(0,)), model)
+    assert (fewer != before) == (model in names or model in longhorizon.ENSEMBLES)
+
+
+# -- rows ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def world(monkeypatch):
+    """References, simulator and samples of a process in the bins ON; one sample of seed 0 is lost from t = 2 on."""
+    rng = np.random.default_rng(0)
+
+    def walk(n, steps):
+        return np.cumsum(rng.normal(scale=0.4, size=(n, steps, 2)), axis=1) + [0.0, 1.5]
+
+    held, true, start = walk(6, 3), walk(5, 4), np.zeros(2)
+    true[2, 3:] = np.nan  # an episode that ended
+    states = {seed: np.concatenate([np.zeros((4, 1, 2)), walk(4, 3)], 1) for seed in PROTOCOL.seeds}
+    states[0][1, 2:] = np.inf
+    mass = {seed: rng.dirichlet(np.ones(V), size=(3, 2)) for seed in PROTOCOL.seeds}
+    density = rng.normal(size=(6, 3))
+    ends = np.where(np.isnan(true[:, :, 0]).any(1), 3, 4)
+    arrays = {"actions": np.zeros((ends.sum(), 1)), "rewards": np.zeros(ends.sum())}
+    arrays["observations"] = np.concatenate([x[:n] for x, n in zip(true, ends)])
+    last = np.isin(np.arange(ends.sum()), np.cumsum(ends) - 1)
+    arrays |= {"terminals": last, "timeouts": np.zeros_like(last)}
+    monkeypatch.setattr(metrics, "interval", functools.partial(metrics.interval, samples=10))
+    monkeypatch.setattr(longhorizon, "references", lambda size, steps: (held, start))
+    monkeypatch.setattr(longhorizon, "grid", lambda exp: ON)
+    monkeypatch.setattr(stages, "dataset", lambda config: data.episodes(arrays))
+    with_density = {"ensemble_ts1": density}
+    monkeypatch.setattr(
+        longhorizon, "sampled", lambda p, model, seed: (states[seed], mass[seed], with_density.get(model))
+    )
+    return SimpleNamespace(held=held, true=true, states=states, mass=mass, density=density)
+
+
+def bin_of(i, x):
+    """By looking at one bin after the other; the outer ones reach to infinity."""
+    return next(b for b in range(V) if b == V - 1 or x < ON.edges[i, b + 1])
+
+
+def by_hand(held, p, t):
+    """Mean over references of the log-density at step t, 0-based; p(i, b): probability of a bin."""
+    return np.mean([sum(math.log(p(i, bin_of(i, s[t, i])) / ON.width[i, 0]) for i in range(2)) for s in held])
+
+
+def counted(samples, n, t):
+    """p(i, b) of a histogram of samples (S, steps, 2): the share of n, with one more sample spread over all bins."""
+    kept = [s[t] for s in samples if np.isfinite(s[t]).all()]
+    return lambda i, b: (sum(bin_of(i, s[i]) == b for s in kept) + 1 / V) / (n + 1)
+
+
+def test_the_simulator_is_the_histogram_of_the_rollouts_that_live(world):
+    table = longhorizon.curves(PROTOCOL, "simulator").set_index("t")
+    after = world.true[:, 1:]  # their first state is the start
+    for t, alive in ((1, 5), (2, 5), (3, 4)):
+        expected = by_hand(world.held, counted(after, alive, t - 1), t - 1)
+        assert table.log_likelihood[t] == pytest.approx(expected, abs=1e-12)
+    assert (table.scoring == "histogram").all() and (table.alive == 6).all()
+
+
+def test_a_model_has_rows_of_every_scoring_and_seed(world):
+    """Mixture and histogram by hand; a lost sample stays among the n; all seeds together are their mean."""
+    table = longhorizon.curves(PROTOCOL, "ensemble_ts1").set_index(["scoring", "seed", "t"]).sort_index()
+    for seed in PROTOCOL.seeds:
+        for t in (1, 2, 3):
+            mass, samples = world.mass[seed][t - 1], world.states[seed][:, 1:]
+            mixture = by_hand(world.held, lambda i, b, m=mass: (4 * m[i, b] + 1 / V) / 5, t - 1)
+            assert table.log_likelihood["mixture", seed, t] == pytest.approx(mixture, abs=1e-12)
+            histogram = by_hand(world.held, counted(samples, 4, t - 1), t - 1)
+            assert table.log_likelihood["histogram", seed, t] == pytest.approx(histogram, abs=1e-12)
+            assert table.log_likelihood["density", seed, t] == pytest.approx(world.density[:, t - 1].mean())
+            assert table.diverged["mixture", seed, t] == (0.25 if seed == 0 and t >= 2 else 0)
+    together = table.xs(metrics.EVERY_SEED, level="seed")
+    each = table.drop(metrics.EVERY_SEED, level="seed").groupby(["scoring", "t"])
+    for column in ("log_likelihood", "diverged"):
+        assert np.allclose(together[column], each[column].mean())
+
+
+def test_no_binned_row_passes_the_oracle(world):
+    bounds = longhorizon.curves(PROTOCOL, "bounds").set_index(["model", "t"]).log_likelihood
+    assert np.allclose(bounds["oracle"], math.log(V / 2) + math.log(V / 3))
+    assert np.allclose(bounds["uniform"], -math.log(2 * 3))
+    for model in ("transformer", "simulator"):
+        assert (longhorizon.curves(PROTOCOL, model).log_likelihood <= bounds["oracle"].max()).all()
+
+
+# -- one step --------------------------------------------------------------------------------------------------
+
+
+def test_one_step_leaves_out_what_has_no_transition_before_it(monkeypatch):
+    """Held-out nats of the next state, one token after the other, hidden ones left out."""
+    model, T, D = tiny_model(WORLD, 3, missing=True), 3, WORLD.D
+    ids, rng = random_ids(7, T * D), torch.Generator().manual_seed(1)
+    weight = (torch.rand(ids.shape, generator=rng) < 0.6).float()
+    windows = type("Windows", (), {"__len__": lambda self: 7, "batch": lambda self, start: (ids[start], weight[start])})
+    loaded = SimpleNamespace(model=model, tokenizer=tiny_tokenizer())
+    monkeypatch.setattr(stages, "load_or_train", lambda exp: loaded)
+    monkeypatch.setattr(stages, "windows", lambda exp: (None, windows()))
+    with torch.no_grad():
+        log_p = model(ids).log_softmax(-1)
+    expected = []
+    for dim in range(WORLD.N):
+        at = [(row, t * D + dim) for row in range(7) for t in range(1, T) if weight[row, t * D + dim]]
+        expected.append(np.mean([-log_p[row, i - 1, ids[row, i] % V].item() for row, i in at]))
+    found = longhorizon.next_state_nats(SimpleNamespace(model=SimpleNamespace(T=T, transition=WORLD)))
+    assert np.allclose(found, expected, atol=1e-6)
+
+
+def test_the_ensemble_on_bins_is_its_mass_in_the_right_one():
+    """Against the normal distribution's own function; over all bins the masses are one."""
+    rng, made = np.random.default_rng(0), Ensemble(2, 1, EnsembleConfig(members=3, width=4, layers=1))
+    states, actions = rng.normal(size=(5, 2)), rng.normal(size=(5, 1))
+    held = Transitions(states, actions, states + rng.normal(size=(5, 2)), np.zeros(5))
+    mean, std = made.predict(states, actions)
+    found = longhorizon.binned_log_density(made, held, ON)
+    for n in range(5):
+        for i in range(2):
+            edges = np.concatenate([[-np.inf], ON.edges[i, 1:-1], [np.inf]])
+            mass = np.diff(norm.cdf(edges[:, None], mean[:, n, i], std[:, n, i]), axis=0).mean(1)
+            assert mass.sum() == pytest.approx(1)
+            b = bin_of(i, held.next_states[n, i])
+            assert found[n, i] == pytest.approx(math.log(mass[b] / ON.width[i, b]), abs=1e-9)
+
+
+# -- bodies ----------------------------------------------------------------------------------------------------
+
+
+def test_bodies_are_where_the_simulator_had_them(tmp_path, monkeypatch):
+    """Head and feet of a reference, drawn from 45 numbers alone, within a centimetre of the simulator's."""
+    envs.regenerate(tmp_path / "reference.hdf5", "humanoid", "reference", 4 * 51, seed=0)
+    arrays = data.read(tmp_path / "reference.hdf5")
+    truth = arrays["infos/qpos"][:51]
+    truth[:, :2] -= truth[0, :2]
+    found = data.episodes(arrays)
+    held, protocol = metrics.trajectories(found, 50), replace(PROTOCOL, steps=50, seeds=(0,))
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr(results, "TABLES", tmp_path / "tables")
+    monkeypatch.setattr(experiments, "long_horizon", lambda size, panel: protocol)
+    monkeypatch.setattr(longhorizon, "inputs", lambda p, model: {})
+    monkeypatch.setattr(longhorizon, "references", lambda size, steps: (held, found.states[0]))
+    standing = np.repeat(found.states[:1][None], 51, axis=1)
+    standing[:, :, 22:] = 0
+    monkeypatch.setattr(longhorizon, "sampled", lambda p, model, seed: (standing, None, None))
+    paths = longhorizon.figure_1("smoke", longhorizon.poses("smoke", count=1)).set_index(["model", "body"])
+    ends, _, names = envs.capsules("humanoid", truth)
+    for body in longhorizon.TRACED:
+        expected = ends[:, names.index(body)].mean(1)
+        path = paths.loc[("reference", body), ["x", "y", "z"]].to_numpy()
+        assert np.abs(path - expected).max() < 0.01
+        assert np.abs(expected[-1] - expected[0]).max() > 0.1  # it did move
+        still = paths.loc[("transformer", body), ["x", "y", "z"]].to_numpy()
+        assert np.allclose(still, expected[0], atol=1e-4)

@@ -1,0 +1,303 @@
+"""Figures 1 and 2: who predicts the humanoid and how it is scored, each part found by what made it."""
+
+import functools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from ttlib import ensemble, envs, experiments, metrics, predict, results, stages, train
+from ttlib.experiments import Experiment, LongHorizon
+
+ENSEMBLE_STAGE, CURVE_STAGE = 1, 1  # raised by hand when the meaning changes
+TRANSFORMERS = ("transformer", "markov")
+ENSEMBLES = {"ensemble_ts1": "ts1", "ensemble_tsinf": "tsinf"}
+MODELS = (*TRANSFORMERS, *ENSEMBLES, "simulator")
+
+
+def transformer(protocol: LongHorizon, model: str, seed: int) -> Experiment:
+    """The experiment behind `transformer` or `markov` of a panel."""
+    name = "humanoid" + "-masked" * (protocol.panel == "masked") + "-markov" * (model == "markov")
+    exp = experiments.get(name, protocol.size)
+    return replace(exp, train=replace(exp.train, seed=seed))
+
+
+def observed(protocol: LongHorizon) -> Experiment:
+    """The experiment whose data and bins every model of either panel is scored on."""
+    return experiments.get("humanoid", protocol.size)
+
+
+@functools.lru_cache
+def references(size: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Held-out trajectories (k, steps, N) after their common start (N,)."""
+    found = stages.dataset(experiments.regenerated("humanoid", "reference", size))
+    return metrics.trajectories(found, steps), found.states[0]
+
+
+@functools.lru_cache
+def grid(exp: Experiment) -> metrics.Grid:
+    """The bins of the observed model, which the masked one shares: they are fitted to the same values."""
+    fitted = stages.load_or_train(exp).tokenizer
+    training, _ = stages.dataset(exp.data).split(exp.data.held_out, exp.data.seed)
+    return metrics.grid(fitted, training.states)
+
+
+def policy():
+    """The humanoid's behaviour policy: (states, rng) -> actions."""
+    return envs.policy("humanoid", *envs.recipe("humanoid", "expert").snapshots)
+
+
+def ensemble_key(protocol: LongHorizon, seed: int) -> str:
+    config = transformer(protocol, "transformer", seed).data
+    made = replace(protocol.ensemble, seed=seed)
+    return results.key("ensemble", ENSEMBLE_STAGE, stages.data_key(config), config.held_out, config.hidden, made)
+
+
+def ensemble_folder(protocol: LongHorizon, seed: int) -> Path:
+    """Where the ensemble lies: shipped (but not in mode scratch) or fitted here."""
+    name = f"humanoid-ensemble{'-masked' * (protocol.panel == 'masked')}{f'-seed{seed}' * (seed > 0)}-{protocol.size}"
+    key, shipped = ensemble_key(protocol, seed), stages.SHIPPED / name
+    if results.mode() != "scratch" and (shipped / "config.json").exists() and train.about(shipped)["key"] == key:
+        return shipped
+    return stages.TRAINED / f"{name}-{key}"
+
+
+@functools.lru_cache(maxsize=2)
+def load_or_fit(protocol: LongHorizon, seed: int) -> tuple[ensemble.Ensemble, dict]:
+    """The ensemble of a panel and what is known of it: its one-step errors, calibration and likelihood."""
+    folder = ensemble_folder(protocol, seed)
+    if not (folder / "config.json").exists():
+        config = transformer(protocol, "transformer", seed).data
+        training, held_out = map(ensemble.transitions, stages.dataset(config).split(config.held_out, config.seed))
+        made, curve = ensemble.fit(training, held_out, replace(protocol.ensemble, seed=seed), stages.device())
+        found = {name: np.asarray(value).tolist() for name, value in ensemble.diagnose(made, held_out).items()}
+        found["linear_log_likelihood"] = ensemble.linear_log_likelihood(made, training, held_out)
+        about = {"key": ensemble_key(protocol, seed), "curve": curve, "held_out": found} | results.provenance()
+        ensemble.save(folder, made, about)
+    return ensemble.load(folder, stages.device())
+
+
+@functools.lru_cache(maxsize=8)
+def sampled(protocol: LongHorizon, model: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Trajectories (S, steps + 1, N), marginal masses (steps, N, V) and, of an ensemble, the references'
+    log-density (k, steps)."""
+    held, start = references(protocol.size, protocol.steps)
+    starts = np.repeat(start[None].astype(np.float64), protocol.samples, axis=0)
+    if model in ENSEMBLES:
+        made, _ = load_or_fit(protocol, seed)
+        marginals, rng = metrics.GaussianMarginals(grid(observed(protocol)), held), np.random.default_rng(seed)
+        states, _ = ensemble.sample(
+            made, policy(), starts, protocol.steps, ENSEMBLES[model], rng, visit=marginals.visit
+        )
+        return states, marginals.mass, marginals.log_density
+    exp = transformer(protocol, model, seed)
+    loaded = stages.load_or_train(exp)
+    rng = torch.Generator(stages.device()).manual_seed(seed)
+    kept = min(protocol.kept, exp.model.T - 1)
+    with tqdm(total=protocol.steps, unit="step", mininterval=2.0, desc=f"{protocol.panel}, {model}") as bar:
+        how = {"hidden": exp.data.hidden, "progress": lambda t: bar.update()}
+        found = predict.rollout(loaded.model, loaded.tokenizer, starts, protocol.steps, kept, rng, **how)
+    return found.states, found.predictive, None
+
+
+def curves(protocol: LongHorizon, model: str) -> pd.DataFrame:
+    """Rows of `fig2_error_compounding.csv` of one model of a panel; "bounds" are oracle and uniform."""
+    held, _ = references(protocol.size, protocol.steps)
+    on, columns = grid(observed(protocol)), {"panel": protocol.panel, "model": model}
+    if model == "bounds":
+        return pd.DataFrame(metrics.bounds(on, held, panel=protocol.panel, scoring="histogram"))
+    if model == "simulator":
+        true = metrics.trajectories(
+            stages.dataset(experiments.regenerated("humanoid", "simulator", protocol.size)), protocol.steps
+        )
+        alive = metrics.alive(true)
+        score = metrics.log_likelihood(on, metrics.histogram(on, true, alive), alive, held)
+        return pd.DataFrame(metrics.rows({0: score}, on, held, scoring="histogram", **columns))
+    found, n = {}, protocol.samples
+    for seed in protocol.seeds:
+        states, mass, density = sampled(protocol, model, seed)
+        scores = {
+            "mixture": metrics.log_likelihood(on, mass, n, held),
+            "histogram": metrics.log_likelihood(on, metrics.histogram(on, states[:, 1:], n), n, held),
+        }
+        for scoring, score in (scores | ({} if density is None else {"density": density})).items():
+            found.setdefault(scoring, {})[seed] = score
+    rows = [metrics.rows(score, on, held, scoring=scoring, **columns) for scoring, score in found.items()]
+    table = pd.DataFrame(sum(rows, []))
+    diverged = {seed: ~np.isfinite(sampled(protocol, model, seed)[0]).all(2) for seed in protocol.seeds}
+    share = {seed: bad.mean(0)[1:] for seed, bad in diverged.items()}
+    share[metrics.EVERY_SEED] = np.mean(list(share.values()), axis=0)
+    return table.assign(diverged=[share[seed][t - 1] for seed, t in zip(table.seed, table.t, strict=True)])
+
+
+def inputs(protocol: LongHorizon, model: str) -> dict[str, str]:
+    """Keys of what a model's curves are computed from."""
+    true = [experiments.regenerated("humanoid", quality, protocol.size) for quality in ("reference", "simulator")]
+    keys = {config.quality: stages.data_key(config) for config in true}
+    keys["grid"] = stages.weights_key(observed(protocol))
+    for seed in protocol.seeds:
+        if model in TRANSFORMERS:
+            keys[f"{model}-{seed}"] = stages.weights_key(transformer(protocol, model, seed))
+        elif model in ENSEMBLES:
+            keys[f"ensemble-{seed}"] = ensemble_key(protocol, seed)
+    return keys
+
+
+def figure_2(size: str) -> pd.DataFrame:
+    """The table of Figure 2: every model of both panels, from the tables of each, which are kept."""
+    protocols = [experiments.long_horizon(size, panel) for panel in experiments.PANELS]
+    wanted = [(p, model) for p in protocols for model in (*MODELS, "bounds")]
+
+    def make() -> pd.DataFrame:
+        made = [
+            results.table(
+                f"fig2-{protocol.panel}-{model}", size, lambda p=protocol, m=model: curves(p, m),
+                config={"protocol": protocol, "model": model}, inputs=inputs(protocol, model),
+                stage=CURVE_STAGE, public=False,
+            )
+            for protocol, model in wanted
+        ]  # fmt: skip
+        return pd.concat(made, ignore_index=True)
+
+    keys = {f"{p.panel}-{model}-{name}": key for p, model in wanted for name, key in inputs(p, model).items()}
+    return results.table(
+        "fig2_error_compounding", size, make, config={"protocols": protocols}, inputs=keys, stage=CURVE_STAGE
+    )
+
+
+FIGURE_1 = ("reference", "transformer", "ensemble_ts1")
+
+
+def poses(size: str, count: int = 3) -> pd.DataFrame:
+    """Joint positions of Figure 1: the first `count` trajectories of each model, none chosen; a column per joint."""
+    protocol = experiments.long_horizon(size, "observed")
+
+    def make() -> pd.DataFrame:
+        held, start = references(size, protocol.steps)
+        first = np.repeat(start[None, None], count, axis=0)
+        rows = []
+        for model in FIGURE_1:
+            states = np.concatenate([first, held[:count]], 1) if model == "reference" else None
+            states = sampled(protocol, model, protocol.seeds[0])[0][:count] if states is None else states
+            for i, trajectory in enumerate(states):
+                for t, q in enumerate(envs.pose("humanoid", trajectory)):
+                    rows.append({"model": model, "rollout": i, "t": t} | {f"q{j}": x for j, x in enumerate(q)})
+        return pd.DataFrame(rows)
+
+    keys = inputs(protocol, "transformer") | inputs(protocol, "ensemble_ts1")
+    return results.table("fig1_poses", size, make, config={"protocol": protocol, "count": count}, inputs=keys)
+
+
+TRACED = ("head", "left_foot", "right_foot")
+
+
+def figure_1(size: str, found: pd.DataFrame) -> pd.DataFrame:
+    """`fig1_humanoid.csv` from `poses`: where head and feet are, in metres."""
+
+    def make() -> pd.DataFrame:
+        ends, _, names = envs.capsules("humanoid", found.filter(regex=r"^q\d").to_numpy())
+        place = {body: ends[:, names.index(body)].mean(1) for body in TRACED}
+        parts = [
+            found[["model", "rollout", "t"]].assign(body=body, x=p[:, 0], y=p[:, 1], z=p[:, 2])
+            for body, p in place.items()
+        ]
+        return pd.concat(parts, ignore_index=True)
+
+    text = found.to_csv(index=False, float_format="%.6g")
+    return results.table("fig1_humanoid", size, make, config={"traced": TRACED}, inputs={"poses": results.key(text)})
+
+
+@torch.inference_mode()
+def next_state_nats(exp: Experiment, count: int = 512) -> np.ndarray:
+    """-log P of the held-out next state's tokens, mean of each dimension, (N,).
+
+    Of `count` windows the first transition is left out: no transition before it is read, so it is no next state.
+    """
+    loaded, (_, held_out) = stages.load_or_train(exp), stages.windows(exp)
+    D, N = exp.model.transition.D, exp.model.transition.N
+    total, tokens = torch.zeros(2, exp.model.T - 1, D, dtype=torch.float64)
+    start = torch.from_numpy(np.random.default_rng(0).permutation(len(held_out))[:count])
+    for part in start.split(64):
+        ids, weight = held_out.batch(part)
+        nats = train.token_nats(loaded.model, ids.to(stages.device()))[:, D - 1 :].cpu()
+        weight = weight[:, D:]
+        total += (nats * weight).sum(0).view_as(total)
+        tokens += weight.sum(0).view_as(tokens)
+    return (total.sum(0) / tokens.sum(0))[:N].numpy()
+
+
+def binned_log_density(made: ensemble.Ensemble, held_out: ensemble.Transitions, on: metrics.Grid) -> np.ndarray:
+    """log of the mixture's mass in the bin of s', as a density, each dimension for itself: what is left of the
+    ensemble's sharpness on the bins of the others.  -> (n, N) nats"""
+    mean, std = (x[..., : made.N] for x in made.predict(held_out.states, held_out.actions, held_out.hidden))
+    found = np.empty(held_out.next_states.shape)
+    for i, bins in enumerate(on.bins(held_out.next_states)):
+        density = ensemble.bin_mass(on.edges, mean[:, i], std[:, i]) / on.width
+        found[i] = np.log(density[np.arange(made.N), bins])
+    return found
+
+
+def _first(data: ensemble.Transitions, seed: int, count: int = 1000) -> ensemble.Transitions:
+    """`count` of the transitions."""
+    rows = np.random.default_rng(seed).permutation(len(data))[:count]
+    return replace(data, **{name: x[rows] for name, x in vars(data).items() if x is not None})
+
+
+def one_step_by_dimension(size: str) -> pd.DataFrame:
+    """Mean held-out log-density of each dimension of the next state in nats, of every model of a panel; low and high
+    bound the bins in raw units.
+
+    `ensemble` is the mixture's marginal density without bins, `ensemble_binned` that of its bin masses, `oracle`
+    Appendix B's bound.  A dimension that is constant is left out.
+    """
+    protocols = [experiments.long_horizon(size, panel) for panel in experiments.PANELS]
+
+    def make() -> pd.DataFrame:
+        tables = []
+        for p in protocols:
+            on, seed, config = grid(observed(p)), p.seeds[0], transformer(p, "transformer", p.seeds[0]).data
+            width = on.width.mean(1)
+            columns = {"panel": p.panel, "dimension": np.arange(len(width))}
+            columns |= {"low": on.edges[:, 0], "high": on.edges[:, -1], "oracle": -np.log(width)}
+            for model in TRANSFORMERS:
+                columns[model] = -next_state_nats(transformer(p, model, seed)) - np.log(width)
+            made, _ = load_or_fit(p, seed)
+            held = _first(ensemble.transitions(stages.dataset(config).split(config.held_out, config.seed)[1]), seed)
+            mean, std = (x[..., : made.N] for x in made.predict(held.states, held.actions, held.hidden))
+            columns["ensemble"] = ensemble.mixture(ensemble.log_normal(held.next_states, mean, std)).mean(0)
+            columns["ensemble_binned"] = binned_log_density(made, held, on).mean(0)
+            tables.append(pd.DataFrame(columns)[on.varies])
+        return pd.concat(tables, ignore_index=True)
+
+    keys = {f"{p.panel}-{m}-{k}": key for p in protocols for m in MODELS for k, key in inputs(p, m).items()}
+    return results.table("humanoid_one_step_by_dimension", size, make, config={"protocols": protocols}, inputs=keys)
+
+
+def one_step(size: str) -> pd.DataFrame:
+    """Held-out log-density of the next state in nats, one row a model of a panel: before errors can compound.
+
+    A Transformer's is the sum of `one_step_by_dimension`; so is `ensemble_binned`.  `ensemble` and `linear`, a
+    linear Gaussian, are densities without bins.
+    """
+    protocols = [experiments.long_horizon(size, panel) for panel in experiments.PANELS]
+    parts = one_step_by_dimension(size)
+
+    def make() -> pd.DataFrame:
+        rows = []
+        for p in protocols:
+            on, part = grid(observed(p)), parts[parts.panel == p.panel]
+            for model in (*TRANSFORMERS, "ensemble_binned", "oracle"):
+                rows.append({"panel": p.panel, "model": model, "log_density": part[model].sum()})
+            about = load_or_fit(p, p.seeds[0])[1]["held_out"]
+            coverage = np.array(about["coverage"])[on.varies]
+            rows.append({"panel": p.panel, "model": "ensemble", "log_density": about["log_likelihood"],
+                         "coverage": coverage.mean(), "coverage_low": coverage.min(), "coverage_high": coverage.max(),
+                         "rmse_share": np.array(about["rmse_share"])[on.varies].mean()})  # fmt: skip
+            rows.append({"panel": p.panel, "model": "linear", "log_density": about["linear_log_likelihood"]})
+        return pd.DataFrame(rows)
+
+    keys = {f"{p.panel}-{m}-{k}": key for p in protocols for m in MODELS for k, key in inputs(p, m).items()}
+    return results.table("humanoid_one_step", size, make, config={"protocols": protocols}, inputs=keys, stage=2)
