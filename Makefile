@@ -25,17 +25,19 @@ endif
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml requirements.lock | cksum | cut -d ' ' -f 1)
 
 # In this order; the first page comes last, since it lists what the others cost.
-PAGES := tokens model search four_rooms hopper start
+PAGES := tokens model search four_rooms hopper datasets own start
 start_PAGE := 00_start_here
 tokens_PAGE := 01_tokens
 model_PAGE := 02_model_and_training
 search_PAGE := 03_search
 four_rooms_PAGE := 04_four_rooms
 hopper_PAGE := 05_hopper
+datasets_PAGE := 06_data
+own_PAGE := 07_your_own_data
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help all scratch book estimate data pages html $(PAGES) fig5 table1 lab test lint bench tune ship lock clean
+.PHONY: help all scratch book estimate data pages html $(PAGES) fig5 table1 lab test lint bench tune policies ship lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -68,6 +70,8 @@ model: ## page 02: the model and its training
 search: ## page 03: beam search as planning
 four_rooms: ## page 04: reaching goals in four rooms
 hopper: ## page 05: offline reinforcement learning on hopper
+datasets: ## page 06: the data
+own: ## page 07: your own data
 
 $(PAGES): $(STAMP)
 	$(BIN)/python notebooks/run.py $($@_PAGE).py --size $(SIZE) --mode $(MODE) $(ARGS)
@@ -96,13 +100,16 @@ bench: $(STAMP) ## speed of training and planning on this machine
 tune: $(STAMP) ## the search for settings, on seeds that no report uses
 	$(BIN)/python tools/tune.py --size $(SIZE) $(ARGS)
 
+policies: $(STAMP)-policies ## train the behaviour policies anew, hours each: make policies ARGS="--task hopper"
+	$(BIN)/python tools/policies.py $(ARGS)
+
 ship: $(STAMP) ## put trained models and results where git keeps them
 	$(BIN)/python tools/commands.py ship --size $(SIZE) $(ARGS)
 
 # One version of each package for every system and every Python from 3.11.0 on; this alone needs uv.
 lock: ## write requirements.lock and environment.yml anew, with the newest versions
 	uv pip compile -q --universal --fork-strategy fewest --python-version 3.11 --no-header --no-annotate \
-	--extra book --extra test pyproject.toml | $(PYTHON) tools/environment.py lock
+	--extra book --extra test --extra policies pyproject.toml | $(PYTHON) tools/environment.py lock
 	$(PYTHON) tools/environment.py
 
 clean: ## remove executed pages, the book and caches; data, models, figures and the environment stay
@@ -130,4 +137,9 @@ $(STAMP): | $(BIN)/python
 	$(call install,$(VENV)) -c requirements.lock -e ".[book,test]"
 	$(call install,$(VENV)) -c requirements.lock --no-deps gym d4rl
 	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+# Only `make policies` needs these. The name begins as the other's, so that new versions install both again.
+$(STAMP)-policies: $(STAMP)
+	$(call install,$(VENV)) -c requirements.lock -e ".[policies]"
 	@touch $@
