@@ -25,7 +25,7 @@ endif
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml requirements.lock | cksum | cut -d ' ' -f 1)
 
 # In this order; the first page comes last, since it lists what the others cost.
-PAGES := tokens model search four_rooms hopper datasets own start
+PAGES := tokens model search four_rooms hopper datasets own horizon start
 start_PAGE := 00_start_here
 tokens_PAGE := 01_tokens
 model_PAGE := 02_model_and_training
@@ -34,10 +34,11 @@ four_rooms_PAGE := 04_four_rooms
 hopper_PAGE := 05_hopper
 datasets_PAGE := 06_data
 own_PAGE := 07_your_own_data
+horizon_PAGE := 09_long_horizon
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help all scratch book estimate data pages html $(PAGES) fig5 table1 lab test lint bench tune policies ship lock clean
+.PHONY: help all scratch book estimate data pages html $(PAGES) fig1 fig2 fig5 table1 lab test lint bench tune policies ship lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -72,10 +73,12 @@ four_rooms: ## page 04: reaching goals in four rooms
 hopper: ## page 05: offline reinforcement learning on hopper
 datasets: ## page 06: the data
 own: ## page 07: your own data
+horizon: ## page 09: long-horizon prediction
 
 $(PAGES): $(STAMP)
 	$(BIN)/python notebooks/run.py $($@_PAGE).py --size $(SIZE) --mode $(MODE) $(ARGS)
 
+fig1 fig2: horizon ## figures 1 and 2 of the paper
 fig5: four_rooms ## figure 5 of the paper
 table1: hopper ## table 1 of the paper: its hopper rows
 

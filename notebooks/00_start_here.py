@@ -46,8 +46,9 @@ from ttlib import experiments, results, stages, train
 # | [Search](03_search.py) | beam search, and how it comes to plan | Algorithm 1, Section 3.2 |
 # | [Four rooms](04_four_rooms.py) | goals reached without rewards | Figure 5 |
 # | [Hopper](05_hopper.py) | planning for reward from mediocre data | Table 1, hopper mixed |
-# | [Data](06_data.py) | every dataset beside the published one, two physics, the humanoid | Section 5 |
+# | [Data](06_data.py) | every dataset beside the published one, two physics, the humanoid, what a time limit is not | Section 5 |
 # | [Your own data](07_your_own_data.py) | the same method on arrays of yours | |
+# | [Long-horizon prediction](09_long_horizon.py) | predicted humanoids, beside an ensemble | Figures 1 and 2, Appendix B |
 #
 # The paper's long-horizon prediction (Figures 1 and 2), attention maps (Figure 3) and the rest of Table 1
 # are not in the book yet.

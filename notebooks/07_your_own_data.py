@@ -214,7 +214,7 @@ print(f"{zero:.0%} of rewards are zero; discount {exp.bins.gamma}: {beyond:.0f} 
 # ## Train
 #
 # The experiment `pendulum` is `experiments.own`, the settings below, on these data: small enough for minutes on
-# one core. The window is short, since planning looks three steps ahead and the state says all about the past.
+# one core. The window is short, since the state says all about the past and a plan of five steps has to fit.
 
 # %%
 pd.Series(

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from ttlib import experiments, stages, train
+from ttlib import ensemble, experiments, longhorizon, stages, train
 
-SHIPPED = sorted(path for path in stages.SHIPPED.glob("*") if path.is_dir())
+FOLDERS = sorted(path for path in stages.SHIPPED.glob("*") if path.is_dir())
+SHIPPED = [path for path in FOLDERS if "ensemble" not in path.name]
 pytestmark = pytest.mark.skipif(not SHIPPED, reason=f"no checkpoint is shipped in {stages.SHIPPED}")
 
 
@@ -36,3 +37,15 @@ def test_weights_are_bf16_numbers_on_finite_bins(shipped):
     _, loaded, _ = shipped
     assert all((p == p.bfloat16().float()).all() for p in loaded.model.parameters())
     assert loaded.tokenizer.centres.isfinite().all() and (loaded.tokenizer.width > 0).all()
+
+
+def test_every_shipped_ensemble_is_the_one_that_the_figures_ask_for():
+    wanted = {}
+    for panel in experiments.PANELS:
+        protocol = experiments.long_horizon("laptop", panel)
+        wanted |= {longhorizon.ensemble_folder(protocol, seed): (protocol, seed) for seed in protocol.seeds}
+    for folder in set(FOLDERS) - set(SHIPPED):
+        protocol, seed = wanted[folder]
+        made, about = ensemble.load(folder)
+        assert about["key"] == longhorizon.ensemble_key(protocol, seed)
+        assert made.config.hidden == protocol.ensemble.hidden and made.config.members == protocol.ensemble.members

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 
-from ttlib import experiments, results, stages
+from ttlib import experiments, longhorizon, results, stages
 
 
 def make_data(size: str) -> None:
@@ -49,10 +49,16 @@ def estimate(size: str) -> None:
 
 
 def ship(size: str) -> None:
-    """Models trained here to data/checkpoints, and the checksums of all that data/ ships."""
+    """Models trained here to data/checkpoints (those that are there already stay), and the checksums of all that
+    data/ ships."""
     for exp in experiments.needed(size):
-        folder = stages.ship(exp)
-        print(f"{folder.relative_to(results.ROOT)}: {sum(f.stat().st_size for f in folder.iterdir()) / 1e6:.1f} MB")
+        if stages.checkpoint_folder(exp) != stages.SHIPPED / f"{exp.label}-{exp.size}":
+            print(stages.ship(exp).relative_to(results.ROOT))
+    for panel in experiments.PANELS:
+        protocol = experiments.long_horizon(size, panel)
+        for seed in protocol.seeds:
+            if longhorizon.ensemble_folder(protocol, seed).parent != stages.SHIPPED:
+                print(longhorizon.ship(protocol, seed).relative_to(results.ROOT))
     data = results.ROOT / "data"
     files = sorted(p for name in ("checkpoints", "policies") for p in (data / name).rglob("*") if p.is_file())
     lines = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.relative_to(data).as_posix()}\n" for p in files]

@@ -193,11 +193,11 @@ def own(name: str, config: DataConfig, transition: Transition, size: str, profil
     bins = Bins("uniform" if profile == "v1" else "quantile", gamma=gamma, include_current=include_current)
     plan = Plan(3, plans=16, candidates=2, gamma=gamma, include_current=include_current, proposal="sample", cdf=0.0)
     if profile == "v1":
-        plan = replace(plan, horizon=5, candidates=4, proposal="beam")
+        plan = replace(plan, horizon=5, plans=8, proposal="beam")
     if size == "paper":
         model, train = _paper_model(transition, profile), _paper_train(profile, config.steps)
     else:
-        updates, batch = {"smoke": (12, 8), "laptop": (8000, 32)}[size]
+        updates, batch = {"smoke": (12, 8), "laptop": (4000, 32)}[size]
         small = _SMALL_MODEL[size] | ({"n_layer": 2, "d_model": 64} if size == "laptop" else {})
         model, train = ModelConfig(transition, 5, **small), TrainConfig(updates, batch, **_SMALL_TRAIN)
     if size == "smoke":
@@ -274,7 +274,10 @@ def needed(size: str) -> list[Experiment]:
     """The experiments whose models the pages need, in order."""
     rooms = [get(name, size) for name in _EXPERIMENTS if name.startswith("four-rooms")]
     hopper = [get("hopper-medium-replay", size, profile) for profile in PROFILES]
-    return [*rooms, *hopper, get("pendulum", size)]
+    humanoids = [get(name, size) for name in _EXPERIMENTS if name.startswith("humanoid")]
+    seeds = long_horizon(size, "observed").seeds
+    humanoids = [replace(exp, train=replace(exp.train, seed=seed)) for seed in seeds for exp in humanoids]
+    return [*rooms, *hopper, get("pendulum", size), *humanoids]
 
 
 def get(name: str, size: str = "laptop", profile: str = "v1") -> Experiment:

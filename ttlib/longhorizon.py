@@ -56,13 +56,23 @@ def ensemble_key(protocol: LongHorizon, seed: int) -> str:
     return results.key("ensemble", ENSEMBLE_STAGE, stages.data_key(config), config.held_out, config.hidden, made)
 
 
+def _ensemble_name(protocol: LongHorizon, seed: int) -> str:
+    return f"humanoid-ensemble{'-masked' * (protocol.panel == 'masked')}{f'-seed{seed}' * (seed > 0)}-{protocol.size}"
+
+
 def ensemble_folder(protocol: LongHorizon, seed: int) -> Path:
     """Where the ensemble lies: shipped (but not in mode scratch) or fitted here."""
-    name = f"humanoid-ensemble{'-masked' * (protocol.panel == 'masked')}{f'-seed{seed}' * (seed > 0)}-{protocol.size}"
-    key, shipped = ensemble_key(protocol, seed), stages.SHIPPED / name
+    name, key = _ensemble_name(protocol, seed), ensemble_key(protocol, seed)
+    shipped = stages.SHIPPED / name
     if results.mode() != "scratch" and (shipped / "config.json").exists() and train.about(shipped)["key"] == key:
         return shipped
     return stages.TRAINED / f"{name}-{key}"
+
+
+def ship(protocol: LongHorizon, seed: int) -> Path:
+    """Copy the ensemble fitted here to data/checkpoints, where git keeps it."""
+    name = _ensemble_name(protocol, seed)
+    return stages.shipped(stages.TRAINED / f"{name}-{ensemble_key(protocol, seed)}", stages.SHIPPED / name)
 
 
 @functools.lru_cache(maxsize=2)

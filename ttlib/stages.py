@@ -165,10 +165,14 @@ def train_model(exp: Experiment, folder: Path) -> None:
 
 def ship(exp: Experiment) -> Path:
     """Copy the model trained here to data/checkpoints, where git keeps it."""
-    source = TRAINED / f"{exp.label}-{exp.size}-{model_key(exp)}"
+    name = f"{exp.label}-{exp.size}"
+    return shipped(TRAINED / f"{name}-{model_key(exp)}", SHIPPED / name)
+
+
+def shipped(source: Path, target: Path) -> Path:
+    """A folder under build/checkpoints copied to `target`, which it replaces."""
     if not (source / "config.json").exists():
         raise FileNotFoundError(f"{source} is missing: `make scratch` trains it")
-    target = SHIPPED / f"{exp.label}-{exp.size}"
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("resume*"))
     return target
