@@ -84,14 +84,9 @@ print(f"return {returns.mean():.0f} on average, deviation {returns.std():.0f}, b
 
 
 # %%
-def angle(states: np.ndarray) -> np.ndarray:
-    """(T, 3) -> (T,) degrees from upright, in (-180, 180]."""
-    return np.degrees(np.arctan2(states[:, 1], states[:, 0]))
-
-
 def longest(states: np.ndarray) -> float:
-    """Seconds of the longest stay within 20 degrees of upright."""
-    stays = [len(list(stay)) for upright, stay in itertools.groupby(np.abs(angle(states)) < 20) if upright]
+    """(T, 3) -> seconds of the longest stay within 20 degrees of upright."""
+    stays = [len(list(stay)) for upright, stay in itertools.groupby(states[:, 0] > np.cos(np.radians(20))) if upright]
     return 0.05 * max(stays, default=0)
 
 
@@ -99,13 +94,12 @@ held = np.array([longest(states) for states in np.split(episodes.states, episode
 print(f"longest stay within 20 degrees of upright: {held.mean():.1f} s on average, at most {held.max():.1f} s")
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-own-data", "caption": "Returns of all episodes of the data, and the angle during the episode of median return: it swings through the upright (0) and falls on."}, "image": {"alt": "Left: histogram of returns. Right: a pendulum's angle over ten seconds, swinging back and forth through zero without staying there."}}
-def trace(axes, degrees, colour) -> None:
-    """The line is broken where the angle jumps from 180 to -180."""
-    jumps = np.abs(np.diff(degrees, append=degrees[-1])) > 180
-    axes.plot(np.arange(len(degrees)) * 0.05, np.where(jumps, np.nan, degrees), color=colour, lw=1.4)
-    axes.axhline(0, ls="--", lw=1, color=draw.COLOURS["other"])
-    axes.set(ylim=(-190, 190), yticks=[-180, -90, 0, 90, 180], xlabel="time (s)", ylabel="degrees from upright")
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-own-data", "caption": "Returns of all episodes of the data, and the height of the tip during the episode of median return. On the dashed line the pendulum stands upright."}, "image": {"alt": "Left: histogram of returns. Right: the height of a pendulum's tip over ten seconds, which comes up again and again and falls each time."}}
+def trace(axes, heights: np.ndarray, colour: str) -> None:
+    """The height of the tip over time: the cosine of the angle, since the pendulum is 1 m long."""
+    axes.plot(np.arange(len(heights)) * 0.05, heights, color=colour, lw=1.4)
+    axes.axhline(1, ls="--", lw=1, color=draw.COLOURS["other"])
+    axes.set(ylim=(-1.1, 1.1), yticks=[-1, 0, 1], xlabel="time (s)", ylabel="height of the tip (m)")
 
 
 median = np.argsort(returns)[len(returns) // 2]
@@ -114,7 +108,7 @@ left.hist(returns, bins=30, color=draw.COLOURS["data"])
 left.axvline(returns.mean(), color=draw.COLOURS["other"], label="mean")
 left.set(xlabel="return (sum of rewards)", ylabel="episodes")
 left.legend(frameon=False)
-trace(right, angle(episodes.states[episodes.starts[median] : episodes.starts[median + 1]]), draw.COLOURS["data"])
+trace(right, episodes.states[episodes.starts[median] : episodes.starts[median + 1], 0], draw.COLOURS["data"])
 figure.suptitle(f"The clumsy controller ({size})")
 plt.show()
 
@@ -257,7 +251,7 @@ plt.show()
 #
 # A model that has learned the data, when its actions are *sampled*, behaves as the data do and earns what they
 # earn. If it does not, no planner will save it, and there is no point in tuning one. Here both, on starts that no
-# setting was chosen on, with behaviour cloning beside them:
+# setting was chosen on:
 
 
 # %%
@@ -267,7 +261,7 @@ def rolled_out(method: str) -> list[control.Rollout]:
         return stages.act(exp, method, exp.seeds, progress=lambda going: bar.update(), make=make)
 
 
-METHODS = {"tto": "planning", "sampling": "sampling", "bc": "behaviour cloning"}
+METHODS = {"tto": "planning", "sampling": "sampling"}
 
 
 def returns_of_all() -> pd.DataFrame:
@@ -275,7 +269,7 @@ def returns_of_all() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "seed", "return", "upright"])
 
 
-common = {"config": {"experiment": exp, "seeds": exp.seeds, "profile": exp.profile}, "inputs": {exp.label: stages.weights_key(exp)}}
+common = {"config": {"experiment": exp, "methods": METHODS, "seeds": exp.seeds, "profile": exp.profile}, "inputs": {exp.label: stages.weights_key(exp)}}
 rollouts = results.table("own_rollouts", size, returns_of_all, **common)
 
 # %% tags=["hide-input"]
@@ -293,11 +287,11 @@ shown.style.format("{:.0f}", subset=["mean", "deviation", "best"]).format("{:.1f
 # %% [markdown]
 # Intervals are 90% bootstrap intervals of the mean over episodes; `upright` is the longest stay within 20 degrees, on average.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-own-returns", "caption": "Every episode (dots), means and 90% bootstrap intervals (bars). The dashed line is the best episode of the data."}, "image": {"alt": "Dot plot of returns. Planning lies far to the right of sampling, behaviour cloning and the data, and beyond the data's best episode."}}
-figure, axes = plt.subplots(figsize=(8, 3))
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-own-returns", "caption": "Every episode (dots), means and 90% bootstrap intervals (bars). The dashed line is the best episode of the data."}, "image": {"alt": "Dot plot of returns. Planning lies far to the right of sampling and the data, and beyond the data's best episode."}}
+figure, axes = plt.subplots(figsize=(8, 2.6))
 rng = np.random.default_rng(0)
-for y, (x, row, colour) in enumerate(zip(rows.values(), table.itertuples(), ("transformer", "third", "fourth", "data"))):
-    axes.plot(x, y + rng.uniform(-0.22, 0.22, len(x)), ".", ms=5, color=draw.COLOURS[colour], alpha=0.5)
+for y, (x, row, colour) in enumerate(zip(rows.values(), table.itertuples(), ("transformer", "third", "data"))):
+    axes.plot(x, y + rng.uniform(-0.22, 0.22, len(x)), ".", ms=5, color=draw.COLOURS[colour], alpha=0.5 if len(x) < 50 else 0.2)
     axes.errorbar(row.mean, y, xerr=[[row.mean - row.low], [row.high - row.mean]], fmt="|", ms=14, lw=4, color=draw.COLOURS[colour])
 axes.axvline(returns.max(), ls="--", lw=1, color=draw.COLOURS["other"])
 axes.set(yticks=range(len(rows)), yticklabels=rows, xlabel="return", title=f"Pendulum ({size})")
@@ -307,27 +301,27 @@ plt.show()
 
 
 # %%
-def angles() -> pd.DataFrame:
+def heights() -> pd.DataFrame:
     """Of three planned episodes: the worst, the median and the best."""
     runs = sorted(rolled_out("tto"), key=lambda run: run.total)
     chosen = {"worst": runs[0], "median": runs[len(runs) // 2], "best": runs[-1]}
     return pd.concat(
-        pd.DataFrame({"which": which, "seed": run.seed, "total": run.total, "degrees": angle(np.array(run.states))})
+        pd.DataFrame({"which": which, "seed": run.seed, "total": run.total, "height": np.array(run.states)[:, 0]})
         for which, run in chosen.items()
     )
 
 
-planned = results.table("own_angles", size, angles, **common)
+planned = results.table("own_heights", size, heights, **common)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-own-angles", "caption": "The worst, the median and the best of the planned episodes. None of the data's episodes stays at zero."}, "image": {"alt": "Three plots of angle against time; the angle swings a few times, reaches zero and stays there."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-own-heights", "caption": "The worst, the median and the best of the planned episodes. On the dashed line the pendulum stands upright."}, "image": {"alt": "Three plots of the height of the tip against time; after at most a few swings it comes up to one metre and stays there."}}
 figure, panels = plt.subplots(1, 3, figsize=(11, 3), layout="constrained", sharey=True)
 for axes, (which, run) in zip(panels, planned.groupby("which", sort=False)):
-    trace(axes, run.degrees.to_numpy(), draw.COLOURS["transformer"])
+    trace(axes, run.height.to_numpy(), draw.COLOURS["transformer"])
     axes.set_title(f"{which}, return {run.total.iloc[0]:.0f}")
 for axes in panels[1:]:
     axes.set_ylabel("")
 figure.suptitle(f"Planned episodes ({size})")
-results.save_figure(figure, "own_angles", size)
+results.save_figure(figure, "own_heights", size)
 plt.show()
 
 # %% [markdown]
@@ -410,8 +404,7 @@ Markdown(
     f"Planning with the same model earns {plan['mean']:.0f} [{plan.low:.0f}, {plan.high:.0f}] over {plan.n:.0f} episodes, "
     f"{'better' if plan.low > table.loc['the data', 'high'] else '**not better**'} than the data's mean; "
     f"{beyond_best} of {plan.n:.0f} planned episodes earn more than the best of the data. The pendulum stays upright for "
-    f"{plan['upright (s)']:.1f} s at a stretch, in the data for {held.max():.1f} s at most. Behaviour cloning earns "
-    f"{table.loc['behaviour cloning', 'mean']:.0f}. The model was trained in {loaded.about['seconds'] / 60:.1f} minutes on "
+    f"{plan['upright (s)']:.1f} s at a stretch, in the data for {held.max():.1f} s at most. The model was trained in {loaded.about['seconds'] / 60:.1f} minutes on "
     f"{loaded.about['threads']} thread{'s' if loaded.about['threads'] > 1 else ''}."
 )
 
