@@ -11,11 +11,9 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-import torch
 
-from ttlib import data, ensemble, envs, experiments, results, stages, tokenizer
+from ttlib import ensemble, experiments, longhorizon, metrics, results, stages
 from ttlib.ensemble import EnsembleConfig
-from ttlib.experiments import HUMANOID
 
 PATH = results.ROOT / "data" / "tried_ensemble.csv"
 TRIED = [
@@ -28,27 +26,22 @@ LEARNING = [(2500, 256, 1e-3), (2500, 256, 2e-3), (2500, 256, 4e-3), (2500, 256,
             (5000, 128, 4e-3), (5000, 128, 8e-3), (9000, 64, 4e-3)]  # fmt: skip
 TRIED += [EnsembleConfig(updates=updates, batch=batch, lr=lr) for updates, batch, lr in LEARNING]
 SETTINGS = ("members", "width", "layers", "updates", "batch", "lr")
-TIMES = (1, 5, 20, 50, 100)
+TIMES, SAMPLES = (1, 5, 20, 50, 100), 200
 
 
-def binned(made: ensemble.Ensemble, training: data.Episodes, reference: data.Episodes, samples: int = 200) -> dict:
-    """Log-likelihood of the reference states under the samples' marginals on uniform bins, per time, in nats."""
-    steps = torch.from_numpy(training.states).double()
-    edges = tokenizer.fit(steps, replace(HUMANOID, M=0, rewards=False)).edges.numpy()
-    V, width, found = edges.shape[1] - 1, np.diff(edges)[:, 0], {}
-    states = reference.states.reshape(len(reference), -1, HUMANOID.N)
-    bins = np.clip((states - edges[:, 0]) // width, 0, V - 1).astype(int)
+def binned(made: ensemble.Ensemble, on: metrics.Grid, size: str) -> dict:
+    """The scores of TS-1 at TIMES, and the share of its trajectories that are not finite at the last."""
+    references, start = longhorizon.references(size, max(TIMES))
+    marginals, starts = metrics.GaussianMarginals(on, references), np.repeat(start[None].astype(float), SAMPLES, axis=0)
 
-    def visit(t: int, mean: np.ndarray, std: np.ndarray) -> None:
+    def visit(t: int, *moments: np.ndarray) -> None:
         if t in TIMES:
-            p = (samples * ensemble.bin_mass(edges, mean, std) + 1 / V) / (samples + 1)
-            log_p = np.log(p / width[:, None])[np.arange(HUMANOID.N), bins[:, t]]
-            found[f"binned_{t}"] = log_p.sum(1).mean()
+            marginals.visit(t, *moments)
 
-    policy = envs.policy("humanoid", *envs.recipe("humanoid", "expert").snapshots)
-    start = np.repeat(states[:1, 0], samples, axis=0)
-    _, lost = ensemble.sample(made, policy, start, max(TIMES), "ts1", np.random.default_rng(0), visit)
-    return found | {"not_finite_100": lost[-1] / samples}
+    rng = np.random.default_rng(0)
+    _, lost = ensemble.sample(made, longhorizon.policy(), starts, max(TIMES), "ts1", rng, visit)
+    nats = metrics.log_likelihood(on, marginals.mass, SAMPLES, references).mean(0)
+    return {f"binned_{t}": nats[t - 1] for t in TIMES} | {f"not_finite_{max(TIMES)}": lost[-1] / SAMPLES}
 
 
 def first(made: ensemble.Ensemble, members: int) -> ensemble.Ensemble:
@@ -60,9 +53,8 @@ def first(made: ensemble.Ensemble, members: int) -> ensemble.Ensemble:
 
 
 def main(size: str = "laptop") -> None:
-    config, reference = (experiments.regenerated("humanoid", q, size) for q in ("expert", "reference"))
-    parts = stages.dataset(config).split(config.held_out, config.seed)
-    training, held_out = map(ensemble.transitions, parts)
+    exp = experiments.get("humanoid", size)
+    training, held_out = map(ensemble.transitions, stages.dataset(exp.data).split(exp.data.held_out, exp.data.seed))
     rows = pd.read_csv(PATH).to_dict("records") if PATH.exists() else []
     done = {tuple(row[name] for name in SETTINGS) for row in rows}
     for tried in TRIED:
@@ -79,7 +71,7 @@ def main(size: str = "laptop") -> None:
             row |= {"stopped": curve[-1]["update"], "seconds": seconds * members}
             row |= {"held_out_log_likelihood": found["log_likelihood"], "linear_log_likelihood": linear}
             row |= {"coverage90": found["coverage"].mean(), "rmse_share": found["rmse_share"].mean()}
-            rows.append(row | binned(made, parts[0], stages.dataset(reference)))
+            rows.append(row | binned(made, longhorizon.grid(exp), size))
         pd.DataFrame(rows).to_csv(PATH, index=False, float_format="%.4g")
 
 
