@@ -97,8 +97,9 @@ test: $(STAMP) ## the tests
 lint: $(STAMP) ## ruff
 	$(BIN)/ruff check .
 
-bench: $(STAMP) ## speed of training and planning on this machine
+bench: $(STAMP) ## speed of training and planning on this machine, and memory of reading large data
 	$(BIN)/python tools/bench.py $(ARGS)
+	$(BIN)/python tools/bench_memory.py
 
 tune: $(STAMP) ## the search for settings, on seeds that no report uses
 	$(BIN)/python tools/tune.py --size $(SIZE) $(ARGS)
