@@ -220,7 +220,6 @@ def figure_1(size: str, found: pd.DataFrame) -> pd.DataFrame:
     return results.table("fig1_humanoid", size, make, config={"traced": TRACED}, inputs={"poses": results.key(text)})
 
 
-@torch.inference_mode()
 def next_state_nats(exp: Experiment, count: int = 512) -> np.ndarray:
     """-log P of the held-out next state's tokens, mean of each dimension, (N,).
 
@@ -232,7 +231,8 @@ def next_state_nats(exp: Experiment, count: int = 512) -> np.ndarray:
     start = torch.from_numpy(np.random.default_rng(0).permutation(len(held_out))[:count])
     for part in start.split(64):
         ids, weight = held_out.batch(part)
-        nats = train.token_nats(loaded.model, ids.to(stages.device()))[:, D - 1 :].cpu()
+        with torch.inference_mode():  # not around all of it: the model may have to be trained first
+            nats = train.token_nats(loaded.model, ids.to(stages.device()))[:, D - 1 :].cpu()
         weight = weight[:, D:]
         total += (nats * weight).sum(0).view_as(total)
         tokens += weight.sum(0).view_as(tokens)
