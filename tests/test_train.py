@@ -140,6 +140,28 @@ def test_updates_use_the_schedule_and_the_clipped_gradient(tmp_path):
     assert norms[:40].min() > 0.1 and norms[40:].max() <= 1.001e-3
 
 
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.2)])
+def test_a_batch_in_parts_gives_the_gradient_of_the_loss(monkeypatch, dtype, tolerance):
+    ids, weight = everything(tiny_windows(action_weight=5.0))  # padded windows weigh less
+    model = tiny_model()
+    train.loss(model, ids, weight).backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+    seen = {}
+    hook = register_optimizer_step_pre_hook(lambda *_: seen.update(
+        {name: p.grad.clone() for name, p in model.named_parameters()}))
+    try:
+        for part in (1, 45, 60, 10_000):  # tokens: 1, 2, 3 and 15 windows at a time
+            model, seen = tiny_model(), {}
+            config = TrainConfig(10, 15)
+            monkeypatch.setattr(train, "PART", part)
+            value = train.step(model, train.optimisers(model, config), (ids, weight), config, 0, dtype)
+            assert value.item() == pytest.approx(train.loss(tiny_model(), ids, weight).item(), rel=tolerance / 10)
+            for name, gradient in expected.items():
+                assert (seen[name] - gradient).abs().max() <= tolerance * gradient.abs().max(), name
+    finally:
+        hook.remove()
+
+
 def test_an_epoch_takes_every_window_once(tmp_path, monkeypatch):
     batch, starts = Windows.batch, []
     monkeypatch.setattr(Windows, "batch", lambda self, at: starts.append(at.tolist()) or batch(self, at))
