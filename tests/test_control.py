@@ -65,10 +65,9 @@ def test_decoder_is_the_uncached_model(dtype, tolerance, transition, prefix, dra
     decoder, slow = Decoder(model, tiny_tokenizer(transition), ids), Uncached(model, ids)
     assert torch.allclose(decoder.log_p, slow.log_p, atol=tolerance)
     fed = 0
-    for position in range(context, model.config.max_tokens):
+    for _ in range(context, model.config.max_tokens):
         G, K = len(slow.groups), len(slow.groups[0])
-        at_R = dims_of(position + 1, transition, prefix)[-1] == transition.reward_to_go
-        if fed and not at_R and choose(0, 4) == 0:
+        if fed and choose(0, 4) == 0:
             kept = torch.randint(G // E * K, (E, choose(1, 3)), generator=rng)
             decoder.keep(kept)
             slow.keep(kept)
@@ -83,16 +82,27 @@ def test_decoder_is_the_uncached_model(dtype, tolerance, transition, prefix, dra
         fed += 1
 
 
-def test_reward_and_reward_to_go_are_one_step_of_two_tokens():
+def test_whatever_reward_to_go_is_given_the_same_is_read():
     model, bins, ids = tiny_model(), tiny_tokenizer(), random_ids(2, WORLD.N + WORLD.M)
     r = torch.tensor([[1], [4]])
-    for R in range(V):  # whatever it is
+    for R in range(V):
         decoder = Decoder(model, bins, ids)
         log_p = [decoder.advance(r, None), decoder.advance(torch.full((2, 1), R), None)]
-        whole = torch.cat([ids, r + V * WORLD.reward, torch.full((2, 1), R + V * WORLD.reward_to_go)], 1)
+        whole = torch.cat([ids, r + V * WORLD.reward, torch.full((2, 1), V * WORLD.reward_to_go)], 1)
         expected = model(whole).log_softmax(-1)
         assert all(torch.allclose(p[:, 0], expected[:, i], atol=1e-5) for p, i in zip(log_p, (-2, -1)))
         assert decoder.cache.length == 5
+
+
+def test_a_search_reads_no_token_that_it_does_not_need():
+    """Candidates are read up to r, plans that are kept from R on; a last R has no successor."""
+    model, bins, ids = tiny_model(), tiny_tokenizer(), random_ids(2, WORLD.N)
+    read, plan = [], Plan(3, 4, 2, proposal="sample")
+    model.register_forward_pre_hook(lambda model, inputs: read.append(inputs[0].numel()))
+    decoder = Decoder(model, bins, ids)
+    search.maximise(decoder.advance, decoder.keep, decoder.log_p, bins, plan)
+    candidates = 3 * 4 * 2 * (WORLD.M + 1)
+    assert sum(read) == 2 * (WORLD.N + candidates + 2 * 4 * (1 + WORLD.N))
 
 
 @given(st.integers(0, 99), st.integers(0, 3))

@@ -4,12 +4,11 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import NO_REWARDS, WORLD, V, dims_of, random_ids, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttlib.model import GPT, Cache, ModelConfig, read
+from ttlib.model import GPT, Cache, Dropout, ModelConfig, heads, read
 
 L = 4 * WORLD.D  # tokens of tiny_model's window
 seeds = st.integers(0, 10_000)
@@ -62,7 +61,7 @@ def test_without_rewards_every_token_is_an_input():
 @pytest.mark.parametrize("transition, prefix", [(WORLD, 0), (WORLD, 2), (NO_REWARDS, 2)])
 @given(draw=st.data())
 def test_cached_logits_are_uncached_logits(dtype, tolerance, transition, prefix, draw):
-    """Reads of any length, forks, reorders and merges at random, beside whole sequences."""
+    """Reads of any length, forks, reorders and sequences kept at random, beside whole sequences."""
     model = tiny_model(transition, T=5, dtype=dtype, prefix=prefix)
     choose = lambda *a: draw.draw(st.integers(*a))  # noqa: E731
     window, cache = model.config.max_tokens, Cache()
@@ -70,48 +69,59 @@ def test_cached_logits_are_uncached_logits(dtype, tolerance, transition, prefix,
     rng = torch.Generator().manual_seed(choose(0, 99))
     sequences = random_ids(E, first, transition, prefix, seed=choose(0, 99))
     assert torch.allclose(read(model, sequences, cache), model(sequences), atol=tolerance)
-    groups = E  # successive rows that share the last frozen segment are one group
-    cache.freeze()
+    groups = E  # successive rows that share a tree are one group
     while sequences.shape[1] < window:
         rows = len(sequences)
-        in_group = torch.arange(groups)[:, None] * (rows // groups)
+        cache.room = choose(0, 9)
         op = draw.draw(st.sampled_from(["read", "read", "reorder", "keep"]))
-        if op == "read" or (op == "keep" and not cache.live):
+        if op == "read" or (op == "keep" and sequences.shape[1] == first):
             t = min(choose(1, 3), window - sequences.shape[1])
             dims = dims_of(window, transition, prefix)[sequences.shape[1] :][:t]
             new = torch.randint(V, (rows, t), generator=rng) + V * dims
             sequences = torch.cat([sequences, new], 1)
             logits = read(model, new, cache)
             assert torch.allclose(logits, model(sequences)[:, -t:], atol=tolerance)
-        elif op == "reorder":  # straight after a freeze every group has one sequence, and this is a fork
+        elif op == "reorder":  # where a group has one sequence, this is a fork
             parents = torch.randint(rows // groups, (groups, choose(1, 3)), generator=rng)
-            picked = (parents + in_group).flatten()
+            picked = (parents + torch.arange(groups)[:, None] * (rows // groups)).flatten()
             cache.select(picked)
             sequences = sequences[picked]
         else:  # the same number of sequences for each of the E contexts; each is a group of its own
             picked = torch.randint(rows // E, (E, choose(1, 3)), generator=rng)
             picked = (picked + torch.arange(E)[:, None] * (rows // E)).flatten()
-            if len(cache.frozen) == 1:
-                cache.select(picked)
-                cache.freeze()
-            else:
-                cache.merge(picked)
+            cache.keep(picked)
             sequences, groups = sequences[picked], len(picked)
         assert cache.length == sequences.shape[1]
 
 
-def test_keys_left_in_their_old_order_would_be_noticed():
-    model, ids, swap = tiny_model(), random_ids(2, 6), torch.tensor([1, 0])
+def test_keys_seen_from_another_path_would_be_noticed():
+    model, ids, swap = tiny_model(), random_ids(1, 6).repeat(2, 1), torch.tensor([1, 0])
+    ids[:, 3] = torch.tensor([0, 4]) + V * 3  # two sequences that share three tokens
     logits = {}
     for reordered in (True, False):
         cache = Cache()
-        read(model, ids[:, :5], cache)
+        read(model, ids[:1, :3], cache)
+        cache.select(torch.tensor([0, 0]))
+        read(model, ids[:, 3:5], cache)
         if reordered:
             cache.select(swap)
         logits[reordered] = read(model, ids[:, 5:], cache)
     right = model(torch.cat([ids[swap, :5], ids[:, 5:]], 1))[:, 5:]
     assert torch.allclose(logits[True], right, atol=1e-5)
     assert ((logits[False] - right).abs().amax((1, 2)) > 1e-2).all()
+
+
+def test_in_bf16_the_cache_gives_the_model_s_probabilities_within_its_rounding():
+    exact, ids = tiny_model(), random_ids(6, L)
+    model = tiny_model(dtype=torch.bfloat16)
+    cache = Cache()
+    logits = [read(model, ids[:1, :5], cache)]
+    cache.select(torch.zeros(6, dtype=torch.long))
+    ids[:, :5] = ids[0, :5]
+    logits += [read(model, ids[:, i : i + 1], cache) for i in range(5, L - 2)] + [read(model, ids[:, L - 2 :], cache)]
+    found = torch.cat([logits[0].expand(6, -1, -1), *logits[1:]], 1).float()
+    for slow in (model(ids).float(), exact(ids)):
+        assert (found.softmax(-1) - slow.softmax(-1)).abs().max() < 0.1
 
 
 def test_a_full_window_is_refused_with_and_without_a_cache():
@@ -130,9 +140,10 @@ def test_attention_maps_are_causal_distributions_that_give_the_attention_output(
     model, ids = tiny_model(), random_ids(3, L)
     seen = []
 
-    def causal_and_recorded(layer, q, k, v):
-        seen.append((q, k, v, model.causal(layer, q, k, v)))
-        return seen[-1][3]
+    def causal_and_recorded(layer, qkv):
+        y = model.causal(layer, qkv)
+        seen.append((*heads(qkv, 2), y.unflatten(2, (2, 8)).transpose(1, 2)))
+        return y
 
     model(ids, causal_and_recorded)
     maps = model.attention_maps(ids)
@@ -166,6 +177,32 @@ def dropped(ratio, p=0.4):
     return bool((kept | (ratio == 0)).all() and abs((ratio == 0).float().mean() - p) < 0.1)
 
 
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_leaves_each_element_out_with_its_probability(p):
+    n, drop = 40_000, Dropout(p)
+    left = torch.stack([drop(torch.ones(n + 1)) for _ in range(4)])[:, :n]  # a number gives four draws
+    values = left.unique()
+    assert values.tolist() == [0, pytest.approx(1 / (1 - p))]
+    share = (left == 0).float().view(4, -1, 4).mean((0, 1))
+    assert torch.allclose(share, torch.tensor(p), atol=4.5 * math.sqrt(p * (1 - p) / n))
+    together = [(left[:, i::4] == 0) & (left[:, i + 1 :: 4] == 0) for i in range(3)]
+    assert torch.stack(together).float().mean().item() == pytest.approx(p * p, abs=4.5 * p / math.sqrt(3 * n))
+    assert (drop.eval()(left) == left).all()
+
+
+@pytest.mark.parametrize("t", [5, 32, 37])
+def test_attention_in_products_is_the_fused_attention(t):
+    """What is used on a CPU in bf16, or where weights are dropped: here with next to no dropout."""
+    model = tiny_model(T=8, dropout_where="everywhere", dropout=1e-9).train()
+    x = torch.randn(3, t, 3 * 16, requires_grad=True)
+    found, gradients = [], []
+    with torch.enable_grad():
+        for mode in (True, False):
+            found.append(model.train(mode).causal(0, x))
+            gradients.append(torch.autograd.grad(found[-1].square().sum(), x)[0])
+    assert torch.allclose(*found, atol=1e-6) and torch.allclose(*gradients, atol=1e-5)
+
+
 @pytest.mark.parametrize("where", ["block", "everywhere"])
 def test_evaluation_is_deterministic_and_training_is_not(where):
     model, ids = tiny_model(dropout=0.4, dropout_where=where), random_ids(2, L)
@@ -176,21 +213,23 @@ def test_evaluation_is_deterministic_and_training_is_not(where):
 
 def test_dropout_at_block_ends_is_the_only_one():
     model, ids = tiny_model(dropout=0.4, dropout_where="block", n_layer=1), random_ids(4, L)
-    q = torch.randn(3, 4, 2, L, 8)
+    qkv = torch.randn(4, L, 3 * 16)
     assert dropped(ratio_in_training(model, model.blocks[0], ids))
     block, x = tiny_model(dropout=0.4, dropout_where="block").blocks[1], torch.randn(4, L, 16)
     evaluated = block(x, 1, model.causal)
     assert dropped(block.train()(x, 1, model.causal) / evaluated)
-    assert (model.train().causal(0, *q) == F.scaled_dot_product_attention(*q, is_causal=True)).all()
+    assert (model.train().causal(0, qkv) == model.eval().causal(0, qkv)).all()
 
 
 def test_dropout_everywhere_is_on_embedding_attention_and_residual():
     model, ids = tiny_model(dropout=0.4, dropout_where="everywhere", n_layer=1), random_ids(4, L)
     assert dropped(ratio_in_training(model, model.drop, ids))
-    q = torch.randn(3, 4, 2, L, 8)
-    assert (model.train().causal(0, *q) != model.eval().causal(0, *q)).any()
-    block, x = model.blocks[0], torch.randn(4, L, 16)
-    attend = lambda layer, *q: F.scaled_dot_product_attention(*q, is_causal=True)  # noqa: E731
+    # One head whose values are the identity: attention returns its weights.
+    alone, qkv = tiny_model(dropout=0.4, dropout_where="everywhere", n_head=1, d_model=L), torch.randn(4, L, 3 * L)
+    qkv[..., 2 * L :] = torch.eye(L)
+    ratio = alone.train().causal(0, qkv) / alone.eval().causal(0, qkv)
+    assert dropped(ratio[:, *torch.tril_indices(L, L)])
+    block, x, attend = model.blocks[0], torch.randn(4, L, 16), tiny_model().causal
     for silent in (block.down, block.out):  # what the other sublayer adds
         kept = [p.data.clone() for p in silent.parameters()]
         for p in silent.parameters():

@@ -22,28 +22,19 @@ class Decoder:
     def __init__(self, model: GPT, tokenizer: Tokenizer, ids: Tensor):
         self.model, self.tokenizer = model, tokenizer
         self.dim = (ids.shape[1] - model.config.prefix) % tokenizer.transition.D
-        self.cache, self.after_R = Cache(), None
-        self.log_p = read(model, ids, self.cache)[:, -1:].log_softmax(-1)
-        self.rows = len(ids)
-        self.cache.freeze()
+        self.cache, self.rows = Cache(), len(ids)
+        self.log_p = _log_p(read(model, ids, self.cache)[:, -1:])
 
     def advance(self, bins: Tensor, parents: Tensor | None) -> Tensor:
         """(G, K) bins appended to sequences `parents` (G, K) of each group -> (G, K, V) log-probabilities."""
-        (G, K), transition, rows = bins.shape, self.tokenizer.transition, slice(None)
+        (G, K), transition = bins.shape, self.tokenizer.transition
         if parents is not None:
-            rows = self._flat(parents)
-            self.cache.select(rows)
+            self.cache.select(self._flat(parents))
         self.rows = G * K
+        self.cache.room = K * max(0, transition.reward - self.dim)  # for these sequences' tokens up to r
         ids = bins.flatten()[:, None] + self.tokenizer.V * self.dim
-        if self.dim == transition.reward_to_go:
-            logits = self.after_R[rows]  # R is never an input: it was read together with r
-        elif transition.rewards and self.dim == transition.reward:
-            two = torch.cat([ids, torch.full_like(ids, self.tokenizer.V * transition.reward_to_go)], 1)
-            logits, self.after_R = read(self.model, two, self.cache).unbind(1)
-        else:
-            logits = read(self.model, ids, self.cache)[:, -1]
         self.dim = (self.dim + 1) % transition.D
-        return logits.view(G, K, -1).log_softmax(-1)
+        return _log_p(read(self.model, ids, self.cache).view(G, K, -1))
 
     def _flat(self, within: Tensor) -> Tensor:
         """(G, K) rows counted within each of G groups -> (G * K,) rows counted through."""
@@ -52,13 +43,16 @@ class Decoder:
 
     def keep(self, rows: Tensor) -> None:
         """rows: (E, B) of each environment's sequences; each becomes a group of its own."""
-        flat = self._flat(rows)
+        flat, transition = self._flat(rows), self.tokenizer.transition
+        # For R, the next state and, up to r, as many candidates of each as there were.
+        self.cache.room = 1 + transition.N + self.rows // len(flat) * (transition.M + 1)
+        self.cache.keep(flat)
         self.rows = len(flat)
-        if len(self.cache.frozen) == 1:
-            self.cache.select(flat)
-            self.cache.freeze()
-        else:
-            self.cache.merge(flat)
+
+
+def _log_p(logits: Tensor) -> Tensor:
+    """Log-probabilities, (..., V), in float32 at least: of bf16 no mean or cumulative sum can be taken."""
+    return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 Choose = Callable[[Decoder], tuple[Tensor, dict[str, Tensor]]]  # -> action bins (E, M), what to record, (E,) each

@@ -1,8 +1,11 @@
 """The Trajectory Transformer: a GPT over token ids (Section 3.1, Appendix A) with a key-value cache."""
 
+import ctypes
+import functools
 import math
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +13,12 @@ from torch import Tensor, nn
 
 from ttlib import results
 from ttlib.tokenizer import Transition
+
+if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
+    # glibc gives freed memory back to the system, which hands it out again page by page: 5 to 10% of a decision.
+    # It keeps up to 1 GiB instead (M_TRIM_THRESHOLD), and blocks of up to 32 MiB (M_MMAP_THRESHOLD).
+    ctypes.CDLL(None).mallopt(-1, 2**30)
+    ctypes.CDLL(None).mallopt(-3, 2**25)
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,24 @@ class ModelConfig:
             raise ValueError(f"T={self.T}, dropout={self.dropout}; expected T >= 1 and 0 <= dropout < 1")
 
 
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q, k, v (B, H, t, d_head) -> (B, H, t, d_head)
+Attend = Callable[[int, Tensor], Tensor]  # layer, its q, k and v (B, t, 3 * d_model) -> (B, t, d_model)
+
+
+class Dropout(nn.Module):
+    """Dropout.  On a CPU its draws have 16 bits, four from each random number: half the time of torch's own."""
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        if x.device.type != "cpu":
+            return F.dropout(x, self.p)
+        numbers = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // 4),))
+        draws = numbers.view(torch.int16)[: x.numel()].view(x.shape)  # -2^15 ... 2^15 - 1
+        return x * (draws >= round(self.p * 2**16) - 2**15).to(x.dtype).mul_(1 / (1 - self.p))
 
 
 class Block(nn.Module):
@@ -51,19 +77,15 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         d, everywhere = config.d_model, config.dropout_where == "everywhere"
-        self.n_head = config.n_head
         self.norm_attention, self.norm_mlp = nn.LayerNorm(d), nn.LayerNorm(d)
         self.qkv, self.out = nn.Linear(d, 3 * d), nn.Linear(d, d)
         self.up, self.down = nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
-        self.drop_residual = nn.Dropout(config.dropout if everywhere else 0.0)
-        self.drop_end = nn.Dropout(0.0 if everywhere else config.dropout)
+        self.drop_residual = Dropout(config.dropout if everywhere else 0.0)
+        self.drop_end = Dropout(0.0 if everywhere else config.dropout)
 
     def forward(self, x: Tensor, layer: int, attend: Attend) -> Tensor:
-        B, t, d = x.shape
         # Departs from the paper: LayerNorm stands before each sublayer, not after it as in GPT.
-        q, k, v = self.qkv(self.norm_attention(x)).view(B, t, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
-        y = attend(layer, q, k, v).transpose(1, 2).reshape(B, t, d)
-        x = x + self.drop_residual(self.out(y))
+        x = x + self.drop_residual(self.out(attend(layer, self.qkv(self.norm_attention(x)))))
         x = x + self.drop_residual(self.down(F.gelu(self.up(self.norm_mlp(x)))))
         return self.drop_end(x)
 
@@ -77,7 +99,7 @@ class GPT(nn.Module):
         ids = config.V * config.transition.D + config.transition.N * config.missing
         self.token = nn.Embedding(ids, config.d_model)
         self.position = nn.Embedding(config.max_tokens, config.d_model)
-        self.drop = nn.Dropout(config.dropout if config.dropout_where == "everywhere" else 0.0)
+        self.drop = Dropout(config.dropout if config.dropout_where == "everywhere" else 0.0)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = nn.LayerNorm(config.d_model)
         self.head = nn.Linear(config.d_model, config.V)
@@ -110,28 +132,43 @@ class GPT(nn.Module):
                 f"{start} + {ids.shape[1]} tokens do not fit the window of {self.config.max_tokens}: "
                 "shorten the context or the plan, or train with a longer window"
             )
-        position = torch.arange(start, start + ids.shape[1], device=ids.device)
-        x = self.drop(self.token(self.model_input(ids)) + self.position(position))
+        x = self.drop(self.token(self.model_input(ids)) + self.position.weight[start : start + ids.shape[1]])
         for layer, block in enumerate(self.blocks):
             x = block(x, layer, attend or self.causal)
         return self.head(self.norm(x))
 
-    def causal(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        drop = self.config.dropout if self.training and self.config.dropout_where == "everywhere" else 0.0
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=drop)
+    def causal(self, layer: int, qkv: Tensor) -> Tensor:
+        """Attention of each token to itself and those before it."""
+        q, k, v = heads(qkv, self.config.n_head)
+        drop = self.drop.p if self.training else 0.0
+        if q.device.type != "cpu" or not (drop or q.dtype == torch.bfloat16):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=drop).transpose(1, 2).flatten(2)
+        # On a CPU the fused kernel takes three times as long to train in bf16, and has no dropout.  The softmax takes
+        # twice as long where rows are no multiple of 32.
+        L = q.shape[2]
+        q, k, v = (F.pad(x, (0, 0, 0, -L % 32)).flatten(0, 1) for x in (q, k, v))
+        scores = torch.baddbmm(causal_mask(q.shape[1], q), q, k.transpose(1, 2), alpha=q.shape[2] ** -0.5)
+        y = self.drop(scores.softmax(-1)) @ v
+        return y[:, :L].unflatten(0, (-1, self.config.n_head)).transpose(1, 2).flatten(2)
 
     @torch.inference_mode()
     def attention_maps(self, ids: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """ids: (B, L) -> per layer the weights (B, H, L, L), values and outputs (B, H, L, d_head)."""
         maps = []
 
-        def attend(layer, q, k, v):
+        def attend(layer, qkv):
+            q, k, v = heads(qkv, self.config.n_head)
             weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + causal_mask(q.shape[2], q)).softmax(-1)
             maps.append((weights, v, weights @ v))
-            return maps[-1][2]
+            return maps[-1][2].transpose(1, 2).flatten(2)
 
         self(ids, attend)
         return maps
+
+
+def heads(qkv: Tensor, n_head: int) -> list[Tensor]:
+    """(B, t, 3 * d_model) -> q, k and v, (B, H, t, d_head) each."""
+    return [x.unflatten(2, (n_head, -1)).transpose(1, 2) for x in qkv.chunk(3, 2)]
 
 
 def causal_mask(t: int, like: Tensor) -> Tensor:
@@ -139,78 +176,95 @@ def causal_mask(t: int, like: Tensor) -> Tensor:
     return torch.full((t, t), -torch.inf, dtype=like.dtype, device=like.device).triu(1)
 
 
-@dataclass
 class Cache:
     """Keys and values of tokens already read.
 
-    Planning branches: the context is shared by all plans of an environment, a plan's history by its
-    candidates.  So a cache is a list of frozen segments, each a list over layers of (keys, values) of
-    shape (G, H, S, d_head) where G divides the number of rows B and every B / G successive rows share a
-    group, and one live segment with a row of its own for each of the B rows.
+    What is read first is a context for each of E sequences.  What follows grows on it as trees, one for each of G
+    groups of K sequences.  G = E at first, and always G / E successive groups share a context.  A tree has S slots
+    for tokens, and `path` (1 or G, K, n) names the slots of each sequence's own n, with 1 where all groups are
+    alike.  So sequences fork and change places without a key being moved: they attend to all slots of their tree,
+    and a mask hides those off their path and those still free.
     """
 
-    frozen: list[list[tuple[Tensor, Tensor]]] = field(default_factory=list)
-    live: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    def __init__(self):
+        self.context: list[tuple[Tensor, Tensor]] = []  # per layer keys and values (H * E, L, d_head)
+        self.trees: list[Tensor] = []  # per layer keys and values (2, H, G, S, d_head)
+        self.path = torch.empty(0)
+        self.first = self.groups = self.rows = self.used = 0  # tokens of context, G, G * K, slots that are not free
+        self.room = 16  # slots that a tree has free when it is made, and again after it was full
 
     @property
     def length(self) -> int:
         """Tokens read: the position of the next one."""
-        segments = self.frozen + ([self.live] if self.live else [])
-        return sum(segment[0][0].shape[2] for segment in segments)
-
-    def freeze(self) -> None:
-        """Close the live segment: from now on each of its rows may have several successors."""
-        if self.live:
-            self.frozen.append(self.live)
-            self.live = []
+        return self.first + self.path.shape[-1]
 
     def select(self, rows: Tensor) -> None:
-        """rows: (B',) which live row each new row continues, within its own group of the frozen segments."""
-        self.live = [(k.index_select(0, rows), v.index_select(0, rows)) for k, v in self.live]
-
-    def merge(self, rows: Tensor) -> None:
-        """Keep the live rows given, (B',), and append each to the last frozen segment of the group it is in."""
-        groups = rows // (self.live[0][0].shape[0] // self.frozen[-1][0][0].shape[0])
-        self.select(rows)
-        history = [(k.index_select(0, groups), v.index_select(0, groups)) for k, v in self.frozen[-1]]
-        self.frozen[-1] = [
-            (torch.cat([hk, k], 2), torch.cat([hv, v], 2)) for (hk, hv), (k, v) in zip(history, self.live, strict=True)
-        ]
-        self.live = []
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of new tokens to all cached ones and, causally, to each other; they are appended."""
-        t = q.shape[2]
-        if not self.frozen and len(self.live) == layer:
-            self.live.append((k, v))
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        if len(self.live) > layer:
-            k, v = (torch.cat([old, new], 2) for old, new in zip(self.live[layer], (k, v), strict=True))
-            self.live[layer] = (k, v)
+        """rows: (B',) which of the B sequences each new one continues, within its own group."""
+        K = self.rows // self.groups
+        parents = rows.view(self.groups, -1) % K
+        if K == 1:
+            self.path = self.path.expand(-1, parents.shape[1], -1)
         else:
-            self.live.append((k, v))
-        q = q / math.sqrt(q.shape[-1])
-        own = q @ k.transpose(-1, -2)
-        if t > 1:
-            own[..., -t:] += causal_mask(t, q)
-        segments = [segment[layer] for segment in self.frozen]
-        scores = [_by_group(q, keys.transpose(-1, -2)) for keys, _ in segments] + [own]
-        weights = torch.cat(scores, -1).softmax(-1).split([s.shape[-1] for s in scores], -1)
-        out = weights[-1] @ v
-        for w, (_, values) in zip(weights, segments, strict=False):
-            out = out + _by_group(w, values)
-        return out
+            self.path = self.path.expand(self.groups, -1, -1).take_along_dim(parents[..., None], 1)
+        self.rows = len(rows)
 
+    def keep(self, rows: Tensor) -> None:
+        """Make sequences rows, (B',) of the B, groups of their own; equally many of each context, in its order."""
+        (_, K, n), S = self.path.shape, self.trees[0].shape[3]
+        slots = self.path.expand(self.groups, -1, -1).flatten(0, 1)[rows] + (rows // K * S)[:, None]
+        slots = F.pad(slots, (0, self.room))  # free slots hold copies of the first, which the mask hides
+        self.trees = [tree.flatten(2, 3).index_select(2, slots.flatten()) for tree in self.trees]
+        self.trees = [tree.unflatten(2, slots.shape) for tree in self.trees]
+        self.path = torch.arange(n, device=rows.device).view(1, 1, n)
+        self.groups = self.rows = len(rows)
+        self.used = n
 
-def _by_group(x: Tensor, shared: Tensor) -> Tensor:
-    """x: (B, H, t, n) @ shared: (G, H, n, m), B / G successive rows using the same group -> (B, H, t, m)."""
-    (B, H, t, n), G = x.shape, shared.shape[0]
-    if B == G:
-        return x @ shared
-    grouped = x.view(G, B // G, H, t, n).transpose(1, 2).reshape(G, H, B // G * t, n)
-    return (grouped @ shared).view(G, H, B // G, t, -1).transpose(1, 2).reshape(B, H, t, -1)
+    def _extend(self, H: int, t: int, like: Tensor) -> None:
+        """Slots for t more tokens of every sequence, and what they may see.  like: of the same type and device."""
+        (P, K, n), start = self.path.shape, self.used
+        self.used += K * t
+        if not self.trees:
+            size = (2, H, self.groups, self.used + self.room, self.context[0][0].shape[2])
+            self.trees = [like.new_zeros(size) for _ in self.context]
+        elif (missing := self.used - self.trees[0].shape[3]) > 0:
+            self.trees = [F.pad(tree, (0, 0, 0, missing + self.room)) for tree in self.trees]
+        self.new, S = slice(start, self.used), self.trees[0].shape[3]
+        new = torch.arange(start, self.used, device=like.device).view(K, t).expand(P, K, t)
+        self.path = torch.cat([self.path, new], 2)
+        visible = F.pad(causal_mask(t, like), (n, 0))
+        mask = like.new_full((P, K, t, S), -torch.inf)
+        mask.scatter_(3, self.path[:, :, None].expand(P, K, t, n + t), visible.expand(P, K, t, n + t))
+        self.mask = mask.flatten(1, 2).repeat(1 if P == 1 else H, 1, 1)  # (1 or H * G, K * t, S)
+        # The softmax of bf16 takes twice as long where rows are no multiple of 32.
+        self.filler = like.new_full((1, 1, -(self.first + S) % 32), -torch.inf)
+
+    def attend(self, model: GPT, layer: int, qkv: Tensor) -> Tensor:
+        """Attention of new tokens to their context, their path and, causally, each other; they are appended."""
+        H, (B, t, _) = model.config.n_head, qkv.shape
+        if not self.trees and len(self.context) == layer:
+            self.context.append(tuple(x.transpose(0, 1).flatten(0, 1) for x in heads(qkv, H)[1:]))
+            self.first, self.groups, self.rows = t, B, B
+            self.path = torch.empty(1, 1, 0, dtype=torch.long, device=qkv.device)
+            return model.causal(layer, qkv)
+        if layer == 0:
+            self._extend(H, t, qkv)
+        q, *new = qkv.view(B * t, 3, H, -1).permute(1, 2, 0, 3)  # (H, B * t, d_head) each
+        for whole, x in zip(self.trees[layer], new, strict=True):
+            whole[:, :, self.new] = x.unflatten(1, (self.groups, -1))
+        tree = self.trees[layer]
+        (keys, values), (context_keys, context_values) = tree.flatten(1, 2), self.context[layer]
+        HE, L, d = context_keys.shape
+        HG, S, _ = keys.shape
+        q, scale = q.contiguous(), d**-0.5
+        context = torch.baddbmm(self.mask[:1, :1, :1], q.view(HE, -1, d), context_keys.mT, beta=0, alpha=scale)
+        own = torch.baddbmm(self.mask, q.view(HG, -1, d), keys.mT, alpha=scale)
+        scores = [context.view(H, B * t, L), own.view(H, B * t, S), self.filler.expand(H, B * t, -1)]
+        weights = torch.cat(scores, 2).softmax(2)
+        y = torch.bmm(weights[..., :L].view(HE, -1, L), context_values).view(HG, -1, d)
+        y.baddbmm_(weights[..., L : L + S].view(HG, -1, S), values)
+        return y.view(H, B * t, d).transpose(0, 1).reshape(B, t, H * d)
 
 
 def read(model: GPT, ids: Tensor, cache: Cache) -> Tensor:
     """Feed ids (B, t) after what the cache holds -> logits (B, t, V); the cache then holds them too."""
-    return model(ids, cache.attend, start=cache.length)
+    return model(ids, functools.partial(cache.attend, model), cache.length)

@@ -36,8 +36,13 @@ class Stream:
                 f"kept={kept} transitions of a window of {T} after {model.config.prefix} goal tokens; expected "
                 "1 <= kept < T, since a state is predicted from the transition before it, and no goal"
             )
-        self.model, self.kept, self.t = model, kept, 0
-        self.cache, self.window = Cache(), []
+        self.model, self.kept, self.t, self.window = model, kept, 0, []
+        self.cache = self._empty()
+
+    def _empty(self) -> Cache:
+        cache = Cache()
+        cache.room = self.model.config.transition.D  # a sequence is a group of its own, and grows by these
+        return cache
 
     def read(self, ids: Tensor) -> Tensor:
         """The next tokens, (S, n), none beyond the end of their transition -> logits (S, V) of the token after."""
@@ -48,11 +53,9 @@ class Stream:
             self.t += 1
             length = D * past(self.t, self.model.config.T, self.kept)
             if length < self.cache.length:
-                self.window, self.cache = [torch.cat(self.window, 1)[:, -length:]], Cache()
+                self.window, self.cache = [torch.cat(self.window, 1)[:, -length:]], self._empty()
                 # The next state's first token too is predicted from the shorter window.
                 logits = read(self.model, self.window[0], self.cache)[:, -1]
-                self.cache.select(torch.arange(len(ids), device=ids.device))  # in memory in the order of its axes
-            self.cache.freeze()  # the live segment is copied at every token: it stays short
         return logits
 
 

@@ -185,7 +185,7 @@ def maximise(
         tokens = (transition.N if step else 0, transition.M)
         found = propose(advance, log_p, tokens, width, plan, rng)
         # Departs from the paper: r and R are read as expectations; beaming over them would pick lucky bins.
-        new_r, new_R, bin_r, log_p = read_rewards(advance, found, tokenizer)
+        new_r, new_R, bin_r = read_rewards(advance, found, tokenizer)
         new_bins = torch.cat(
             [found.bins, bin_r[..., None], tokenizer.bins(new_R[..., None], transition.reward_to_go)], -1
         )
@@ -200,15 +200,14 @@ def maximise(
         bins, r, R = (x.gather(1, best[..., None].expand(-1, -1, x.shape[-1])) for x in (bins, r, R))
         if step + 1 < plan.horizon:
             keep(best)
-            log_p = log_p.view(E, B * K, -1).gather(1, best[..., None].expand(-1, -1, log_p.shape[-1]))
-            log_p = log_p.flatten(0, 1)[:, None]
+            log_p = advance(torch.zeros_like(best).view(-1, 1), None)  # R, of the plans kept alone
     return Plans(bins, r, R, value)
 
 
-def read_rewards(advance: Advance, found: Beams, tokenizer: Tokenizer) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Feed the last action token -> E[r], E[R], bin of E[r], all (G, K), and log_p (G, K, V) of the next state."""
+def read_rewards(advance: Advance, found: Beams, tokenizer: Tokenizer) -> tuple[Tensor, Tensor, Tensor]:
+    """Feed the last action token and the bin of E[r] -> E[r], E[R] and that bin, all (G, K)."""
     transition = tokenizer.transition
     r = tokenizer.expected(advance(found.bins[..., -1], found.parents), transition.reward)
     bin_r = tokenizer.bins(r[..., None], transition.reward)[..., 0]
     R = tokenizer.expected(advance(bin_r, None), transition.reward_to_go)
-    return r, R, bin_r, advance(torch.zeros_like(bin_r), None)
+    return r, R, bin_r
