@@ -33,7 +33,7 @@ import torch
 from ttlib import data, draw, experiments, search, stages, tokenizer
 from ttlib.tokenizer import Transition
 
-exp = experiments.get("hopper-medium-replay", size)
+exp = experiments.get("hopper-long", size)
 transition, V, gamma = exp.model.transition, exp.bins.V, exp.bins.gamma
 
 # %% [markdown]
@@ -303,7 +303,7 @@ plt.show()
 
 # %%
 rows = []
-for name in ("hopper-medium-replay", "four-rooms"):
+for name in ("hopper-long", "four-rooms"):
     e = experiments.get(name, size)
     lengths, T = stages.dataset(e.data).lengths, e.model.T
     padding = sum(np.maximum(T - np.arange(1, length + 1), 0).sum() for length in lengths) / (T * lengths.sum())

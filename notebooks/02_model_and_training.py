@@ -37,7 +37,7 @@ import torch
 from ttlib import draw, experiments, results, stages, train
 from ttlib.model import GPT, Cache, ModelConfig, read
 
-NAME = "hopper-medium-replay"
+NAME = "hopper-long"
 exp = experiments.get(NAME, size)
 transition, V = exp.model.transition, exp.bins.V
 

@@ -33,7 +33,7 @@ import torch
 
 from ttlib import control, draw, experiments, search, stages
 
-NAME = "hopper-medium-replay"
+NAME = "hopper-long"
 profiles = {profile: experiments.get(NAME, size, profile) for profile in experiments.PROFILES}
 exp = profiles["v1"]
 transition = exp.model.transition

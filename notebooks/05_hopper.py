@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from ttlib import control, draw, envs, experiments, results, search, stages
 
-NAME = "hopper-medium-replay"
+NAME = "hopper-long"
 profiles = {profile: experiments.get(NAME, size, profile) for profile in experiments.PROFILES}
 exp = profiles["v1"]
 

@@ -65,12 +65,12 @@ def planning(exp: experiments.Experiment, environments: int) -> dict:
 
 
 def main() -> None:
-    exp = experiments.get("hopper-medium-replay")
+    exp = experiments.get("hopper-long")
     rows = [training(exp, torch.float32)]
     if train.fast_dtype(torch.device("cpu")) == torch.bfloat16:
         rows.append(training(exp, torch.bfloat16))
     for profile in experiments.PROFILES:
-        tried = experiments.get("hopper-medium-replay", profile=profile)
+        tried = experiments.get("hopper-long", profile=profile)
         rows += [planning(tried, n) for n in (1, 4, 16)]
     table = pd.DataFrame(rows).assign(
         task="hopper", model="4 x 4, 128", threads=torch.get_num_threads(), gflops_ceiling=results.gflops()

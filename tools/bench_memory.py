@@ -56,7 +56,7 @@ def read(path: Path, profile: str | None) -> dict:
         found = data.load(path)
         needed = found.states.nbytes + found.actions.nbytes + len(found.rewards) * (4 + 1 + 1)
     else:
-        parts = stages.windows_of(path, experiments.get("hopper-medium-replay", profile=profile))
+        parts = stages.windows_of(path, experiments.get("hopper-long", profile=profile))
         assert all(part.bins.max() < part.tokenizer.V for part in parts)  # touches every page
         steps = sum(map(len, parts))
         needed = steps * (4 * (N + M + 1) + 1 + 1) + sum(part.bins.nbytes for part in parts)

@@ -14,7 +14,7 @@ from ttlib.experiments import Experiment
 from ttlib.search import Plan
 
 SEEDS = tuple(range(1000, 1008))
-NAME = "hopper-medium-replay"
+NAME = "hopper-long"
 
 
 def shortened(exp: Experiment, tokens: float, T: int = 10, **changes) -> Experiment:

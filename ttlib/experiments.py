@@ -83,6 +83,8 @@ class Experiment:
 
 
 HOPPER = Transition(11, 3)
+WALKER2D = Transition(17, 6)
+HALFCHEETAH = Transition(17, 6)
 HUMANOID = Transition(45, 17)
 PENDULUM = Transition(3, 1)
 FOUR_ROOMS = Transition(2, 2, rewards=False)
@@ -141,9 +143,12 @@ def _four_rooms(name: str, size: str, profile: str) -> Experiment:
     )  # fmt: skip
 
 
-def _hopper(name: str, size: str, profile: str) -> Experiment:
-    """Offline RL on hopper-medium-replay (Table 1, `mixed`)."""
-    config = regenerated("hopper", "medium-replay", size)
+def offline_rl(config: DataConfig, name: str, size: str, profile: str, updates: int = 2000) -> Experiment:
+    """Table 1: planning for reward on a dataset of a simulated robot, one setting for all of them.
+
+    Nothing but the current state is seen while acting, and plans are short: windows are short too below paper size.
+    """
+    transition = {"hopper": HOPPER, "walker2d": WALKER2D, "halfcheetah": HALFCHEETAH}[config.task]
     if profile == "v1":
         bins, plan = Bins(), Plan(horizon=2, plans=8, candidates=8, gamma=GAMMA, proposal="beam")
     else:
@@ -153,17 +158,33 @@ def _hopper(name: str, size: str, profile: str) -> Experiment:
         cdf = 0.6 if size == "paper" else 0.0
         plan = Plan(3, plans=16, candidates=2, gamma=GAMMA, include_current=False, proposal="sample", cdf=cdf)
     if size == "paper":
-        model, train = _paper_model(HOPPER, profile), _paper_train(profile, config.steps)
+        model, train = _paper_model(transition, profile), _paper_train(profile, config.steps)
         plan = replace(plan, horizon=5, plans=32)
     else:
-        updates, batch = {"smoke": (12, 8), "laptop": (5600, 16)}[size]
-        model, train = ModelConfig(HOPPER, 10, **_SMALL_MODEL[size]), TrainConfig(updates, batch, **_SMALL_TRAIN)
+        updates, batch = {"smoke": (12, 8), "laptop": (updates, 32)}[size]
+        model, train = ModelConfig(transition, 5, **_SMALL_MODEL[size]), TrainConfig(updates, batch, **_SMALL_TRAIN)
     if size == "smoke":
         plan = replace(plan, horizon=2, plans=2)
     return Experiment(
         name, size, profile, data=config, bins=bins, model=model, train=train,
-        past=0, plan=plan, seeds=tuple(range({"smoke": 2, "laptop": 10, "paper": 15}[size])),
+        past=0, plan=plan, seeds=tuple(range({"smoke": 2, "laptop": 3, "paper": 15}[size])),
     )  # fmt: skip
+
+
+def _table1(name: str, size: str, profile: str) -> Experiment:
+    return offline_rl(regenerated(*name.split("-", 1), size), name, size, profile)
+
+
+def _hopper(name: str, size: str, profile: str) -> Experiment:
+    """Pages 05 and 10: hopper-medium-replay with longer windows and, at laptop size, nearly three times the training
+    of Table 1."""
+    exp = offline_rl(regenerated("hopper", "medium-replay", size), name, size, profile)
+    if size == "paper":
+        return exp
+    train = replace(exp.train, updates=5600, batch=16) if size == "laptop" else exp.train
+    return replace(
+        exp, model=replace(exp.model, T=10), train=train, seeds=tuple(range({"smoke": 2, "laptop": 10}[size]))
+    )
 
 
 def _humanoid(name: str, size: str, profile: str) -> Experiment:
@@ -215,6 +236,9 @@ def _pendulum(name: str, size: str, profile: str) -> Experiment:
 
 
 PANELS = ("observed", "masked")
+TABLE1 = tuple(f"{task}-{quality}" for task in ("halfcheetah", "hopper", "walker2d")
+               for quality in ("medium", "medium-replay", "medium-expert"))  # fmt: skip
+EXPERTS = ("hopper-expert", "walker2d-expert", "halfcheetah-expert")  # imitation
 
 
 @dataclass(frozen=True)
@@ -252,7 +276,8 @@ _EXPERIMENTS = {
     "four-rooms": _four_rooms,
     "four-rooms-unconditioned": _four_rooms,
     "four-rooms-held-out": _four_rooms,
-    "hopper-medium-replay": _hopper,
+    "hopper-long": _hopper,
+    **dict.fromkeys(TABLE1 + EXPERTS, _table1),
     "humanoid": _humanoid,
     "humanoid-markov": _humanoid,
     "humanoid-masked": _humanoid,
@@ -274,11 +299,13 @@ def names() -> list[str]:
 def needed(size: str) -> list[Experiment]:
     """The experiments whose models the pages need, in order."""
     rooms = [get(name, size) for name in _EXPERIMENTS if name.startswith("four-rooms")]
-    hopper = [get("hopper-medium-replay", size, profile) for profile in PROFILES]
+    hopper = [get("hopper-long", size, profile) for profile in PROFILES]
+    table1 = [get(name, size, profile) for profile in PROFILES[::-1] for name in TABLE1]
+    experts = [get(name, size) for name in EXPERTS]
     humanoids = [get(name, size) for name in _EXPERIMENTS if name.startswith("humanoid")]
     seeds = long_horizon(size, "observed").seeds
     humanoids = [replace(exp, train=replace(exp.train, seed=seed)) for seed in seeds for exp in humanoids]
-    return [*rooms, *hopper, get("pendulum", size), *humanoids]
+    return [*rooms, *hopper, get("pendulum", size), *humanoids, *table1, *experts]
 
 
 def get(name: str, size: str = "laptop", profile: str = "v1") -> Experiment:
