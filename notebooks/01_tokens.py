@@ -307,7 +307,7 @@ for name in ("hopper-long", "four-rooms"):
     e = experiments.get(name, size)
     lengths, T = stages.dataset(e.data).lengths, e.model.T
     padding = sum(np.maximum(T - np.arange(1, length + 1), 0).sum() for length in lengths) / (T * lengths.sum())
-    rows.append({"dataset": name, "T": T, "shortest episode": lengths.min(), "episodes shorter than T": (lengths < T).sum(),
+    rows.append({"dataset": e.data.name, "T": T, "shortest episode": lengths.min(), "episodes shorter than T": (lengths < T).sum(),
                  "of": len(lengths), "padding in all windows": padding})  # fmt: skip
 at_stake = pd.DataFrame(rows)
 at_stake.style.hide(axis="index").format({"padding in all windows": "{:.1%}"})

@@ -270,7 +270,7 @@ def decide(profile: str) -> tuple[pd.DataFrame, search.Beams, search.Plans]:
     begun, width = decoder(profile), plan.plans * plan.candidates
     rng = torch.Generator().manual_seed(0)
     found = search.propose(begun.advance, begun.log_p, (0, transition.M), width, plan, rng)
-    r, R, *_ = search.read_rewards(begun.advance, found, fitted)
+    r, R, *_ = search.read_rewards(begun.advance, found, fitted, plan, rng)
     value = search.plan_value(r[..., None], R[..., None], plan.gamma, plan.include_current)
     begun = decoder(profile)
     plans = search.maximise(begun.advance, begun.keep, begun.log_p, fitted, plan, rng.manual_seed(0))

@@ -50,7 +50,7 @@ exp = profiles["v1"]
 data = stages.dataset(exp.data)
 print(f"{len(data)} episodes, {len(data.states):,} steps, {data.terminal.mean():.0%} of episodes end in a fall")
 print(f"return {data.returns.mean():.0f} on average, deviation {data.returns.std():.0f}, best {data.returns.max():.0f}")
-d4rl = pd.read_csv(results.ROOT / "data" / "d4rl_returns.tsv", sep="\t").set_index("dataset").loc[f"{NAME}-v2"]
+d4rl = pd.read_csv(results.ROOT / "data" / "d4rl_returns.tsv", sep="\t").set_index("dataset").loc[f"{exp.data.name}-v2"]
 print(f"D4RL's file: {d4rl['mean']:.0f} on average, deviation {d4rl['std']:.0f}, best {d4rl['max']:.0f}")
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-hopper-data", "caption": "Returns and lengths of the regenerated episodes."}, "image": {"alt": "Left: histogram of returns with a tail to the right. Right: return against length, nearly a line."}}
@@ -151,7 +151,7 @@ common = {
     "config": {"experiments": list(profiles.values()), "seeds": exp.seeds, "profile": "v1 and released"},
     "inputs": {e.label: stages.weights_key(e) for e in profiles.values()},
 }
-rollouts = results.table("table1_rollouts", size, roll_out, **common)
+rollouts = results.table("hopper_rollouts", size, roll_out, **common)
 
 # %% tags=["hide-input"]
 ORDER = {
@@ -192,7 +192,7 @@ shown[columns].style.hide(axis="index").format(
 # The paper names no version of the data; to our knowledge the numbers it cites from others are on D4RL's -v0.
 
 # %% tags=["hide-input"]
-published = pd.read_csv(results.ROOT / "data" / "published_table1.csv").query("dataset == @NAME").set_index("method")
+published = pd.read_csv(results.ROOT / "data" / "published_table1.csv").query("dataset == @exp.data.name").set_index("method")
 published[["mean", "plus_minus", "source"]].style.format("{:.1f}", subset=["mean", "plus_minus"], na_rep="")
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-hopper-returns", "caption": "Every rollout (dots), means and 90% bootstrap intervals (bars). The dashed line is the mean return of the data."}, "image": {"alt": "Dot plot of returns of planning and sampling in two profiles, behaviour cloning and the behaviour policies, against the data's mean."}}
@@ -204,7 +204,7 @@ for y, ((how, profile), row) in enumerate(zip(ORDER, table.itertuples())):
     axes.plot(runs, y + rng.uniform(-0.22, 0.22, len(runs)), ".", ms=5, color=colour, alpha=0.5)
     axes.errorbar(row.mean, y, xerr=[[row.mean - row.low], [row.high - row.mean]], fmt="|", ms=14, lw=4, color=colour)
 axes.axvline(data.returns.mean(), ls="--", lw=1, color=draw.COLOURS["other"])
-axes.set(yticks=range(len(ORDER)), yticklabels=ORDER.values(), xlabel="return", title=f"{NAME} ({size})")
+axes.set(yticks=range(len(ORDER)), yticklabels=ORDER.values(), xlabel="return", title=f"{exp.data.name} ({size})")
 axes.invert_yaxis()
 axes.spines[["top", "right"]].set_visible(False)
 plt.show()
@@ -221,7 +221,7 @@ def promised() -> pd.DataFrame:
     return pd.DataFrame([row for profile, e in profiles.items() for row in stages.value_rows(planned(profile), e)])
 
 
-values = results.table("hopper_values", size, promised, **common)
+values = results.table("hopper_values", size, promised, **common, stage=2)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-hopper-values", "caption": "Value predicted by the chosen plan against the discounted return that followed, every fifth step of every rollout. On the dashed line a plan keeps its promise; below it the model was too hopeful."}, "image": {"alt": "Two scatter plots, one per profile, of predicted value against achieved discounted return with the diagonal."}}
 figure, panels = plt.subplots(1, 2, figsize=(8, 3.7), layout="constrained", sharex=True, sharey=True)

@@ -1,4 +1,4 @@
-"""Behaviour cloning, the comparison: an MLP of 2 x 256, early stopped on held-out episodes."""
+"""Regression by an MLP of 2 x 256, early stopped on held-out episodes: behaviour cloning, and values for shooting."""
 
 import copy
 
@@ -7,18 +7,20 @@ import torch
 from torch import Tensor, nn
 
 
-class Policy(nn.Module):
-    """Inputs (B, n) -> actions (B, M) in [-1, 1]; the inputs are standardised inside."""
+class MLP(nn.Module):
+    """Inputs (B, n) -> actions (B, M) in [-1, 1], or any targets (B, M) if not bounded; inputs are standardised
+    inside."""
 
-    def __init__(self, inputs: Tensor, M: int):
+    def __init__(self, inputs: Tensor, M: int, bounded: bool = True):
         super().__init__()
-        n = inputs.shape[1]
+        n, self.bounded = inputs.shape[1], bounded
         self.register_buffer("mean", inputs.mean(0))
         self.register_buffer("std", inputs.std(0).clamp(min=1e-3))
         self.net = nn.Sequential(nn.Linear(n, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, M))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net((x - self.mean) / self.std).tanh()
+        found = self.net((x - self.mean) / self.std)
+        return found.tanh() if self.bounded else found
 
     @torch.inference_mode()
     def act(self, inputs: np.ndarray) -> np.ndarray:
@@ -34,15 +36,16 @@ def fit(
     updates: int = 20_000,
     batch: int = 256,
     patience: int = 10,
-) -> tuple[Policy, list[float]]:
-    """Least squares on actions by Adam; stops when the held-out error has not fallen for `patience` checks of
-    at most 500 updates, and returns the best policy and its held-out errors."""
+    bounded: bool = True,
+) -> tuple[MLP, list[float]]:
+    """Least squares on actions (other targets where not bounded) by Adam; stops when the held-out error has not
+    fallen for `patience` checks of at most 500 updates, and returns the best network and its held-out errors."""
     x, y, held_x, held_y = (
         torch.as_tensor(a, dtype=torch.float32) for a in (inputs, actions, held_inputs, held_actions)
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        policy = Policy(x, y.shape[1])
+        policy = MLP(x, y.shape[1], bounded)
         optimiser = torch.optim.Adam(policy.parameters(), lr=1e-3)
         errors, best, check = [], None, min(500, updates)
         for update in range(1, updates + 1):

@@ -69,11 +69,15 @@ def by_reward(plan: search.Plan, rng: torch.Generator) -> Choose:
 
 
 def by_likelihood(horizon: int, width: int) -> Choose:
-    """Imitation and goal reaching: Algorithm 1 over all tokens of `horizon` transitions from the action on."""
+    """Imitation and goal reaching: Algorithm 1 over all tokens of `horizon` transitions from the action on.
+
+    horizon 0: over the M action tokens alone, which is behaviour cloning (Section 3.2).
+    """
 
     def choose(decoder):
         transition = decoder.tokenizer.transition
-        length = horizon * transition.D - transition.N - transition.rewards  # a last R would count nothing
+        # A last R would count nothing.
+        length = horizon * transition.D - transition.N - transition.rewards if horizon else transition.M
         dims = (torch.arange(length) + transition.N) % transition.D
         skip = (dims == transition.reward_to_go).nonzero().flatten().tolist()
         found = search.beam_search(decoder.advance, decoder.log_p, length, width, skip)
@@ -164,6 +168,7 @@ class Rollout:
     rewards: list[float] = field(default_factory=list)
     record: dict[str, list[float]] = field(default_factory=dict)
     terminal: bool = False
+    diverged: bool = False  # the simulator's state or reward was not finite: the return so far counts
 
     @property
     def total(self) -> float:
@@ -181,7 +186,7 @@ def rollouts(
     """Run one episode per seed, all in step so that their decisions are one batch.
 
     make() -> gymnasium environment with a time limit; options[i] is handed to reset.  An environment that has
-    ended leaves the batch.
+    ended leaves the batch; so does one whose simulation diverged, which its rollout says.
     """
     if not seeds:
         raise ValueError("no seeds: at least one rollout is needed")
@@ -197,12 +202,14 @@ def rollouts(
             action = np.clip(actions[row], envs[i].action_space.low, envs[i].action_space.high)
             state, reward, terminal, timeout, _ = envs[i].step(action.astype(np.float32))
             run = runs[i]
-            run.states.append(np.asarray(state, np.float64))
+            run.diverged = not (np.isfinite(state).all() and np.isfinite(reward))
+            run.states.append(run.states[-1] if run.diverged else np.asarray(state, np.float64))
             run.actions.append(action)
-            run.rewards.append(float(reward))
+            run.rewards.append(0.0 if run.diverged else float(reward))
             for name, values in record.items():
                 run.record.setdefault(name, []).append(float(values[row]))
-            run.terminal, going_on[row] = bool(terminal), not (terminal or timeout)
+            run.terminal = bool(terminal) and not run.diverged
+            going_on[row] = not (terminal or timeout or run.diverged)
         agent.observe(np.array([runs[i].rewards[-1] for i in live]), going_on)
         live = live[going_on]
         if progress:

@@ -49,6 +49,7 @@ class Bins:
     include_current: bool = True  # R_t contains r_t, as printed
     terminal_reward: float | None = None
     action_weight: float = 1.0
+    V_rest: int | None = results.added(None)  # of what is no state, where these have fewer
 
 
 @dataclass(frozen=True)
@@ -167,12 +168,24 @@ def offline_rl(config: DataConfig, name: str, size: str, profile: str, updates: 
         plan = replace(plan, horizon=2, plans=2)
     return Experiment(
         name, size, profile, data=config, bins=bins, model=model, train=train,
-        past=0, plan=plan, seeds=tuple(range({"smoke": 2, "laptop": 3, "paper": 15}[size])),
+        past=0, plan=plan, width=8, seeds=tuple(range({"smoke": 2, "laptop": 3, "paper": 15}[size])),
     )  # fmt: skip
 
 
 def _table1(name: str, size: str, profile: str) -> Experiment:
-    return offline_rl(regenerated(*name.split("-", 1), size), name, size, profile)
+    """A regenerated dataset or, with -v2, D4RL's own."""
+    official = name.endswith("-v2")
+    config = replace(regenerated(*name.removesuffix("-v2").split("-", 1), size), official=official)
+    return offline_rl(config, name, size, profile)
+
+
+def _bins(name: str, size: str, profile: str) -> Experiment:
+    """Ablation: bins of another kind, or more of them for states alone (Section 4.3 suspects too coarse ones)."""
+    exp = _table1(name.rsplit("-", 2)[0], size, profile)
+    changed = {"uniform-bins": {"kind": "uniform"},
+               "finer-states": {"V": 250, "V_rest": exp.bins.V}}  # fmt: skip
+    bins = replace(exp.bins, **changed["-".join(name.rsplit("-", 2)[1:])])
+    return replace(exp, name=name, bins=bins, model=replace(exp.model, V=bins.V))
 
 
 def _hopper(name: str, size: str, profile: str) -> Experiment:
@@ -235,6 +248,9 @@ def _pendulum(name: str, size: str, profile: str) -> Experiment:
     return own(name, DataConfig("pendulum", "swing-up", steps), PENDULUM, size, profile)
 
 
+BINS = ("halfcheetah-medium-expert-uniform-bins", "halfcheetah-medium-expert-finer-states")  # of `released`
+# Random shooting's ensemble: its hidden layers are narrower than Figure 2's, for six to nine times fewer dimensions.
+SHOOTING = EnsembleConfig(members=5, width=200, layers=3, lr=4e-3, batch=128, updates=4000, rewards=True)
 PANELS = ("observed", "masked")
 TABLE1 = tuple(f"{task}-{quality}" for task in ("halfcheetah", "hopper", "walker2d")
                for quality in ("medium", "medium-replay", "medium-expert"))  # fmt: skip
@@ -278,6 +294,8 @@ _EXPERIMENTS = {
     "four-rooms-held-out": _four_rooms,
     "hopper-long": _hopper,
     **dict.fromkeys(TABLE1 + EXPERTS, _table1),
+    **dict.fromkeys((f"{name}-v2" for name in TABLE1 + EXPERTS), _table1),
+    **dict.fromkeys(BINS, _bins),
     "humanoid": _humanoid,
     "humanoid-markov": _humanoid,
     "humanoid-masked": _humanoid,
@@ -301,7 +319,7 @@ def needed(size: str) -> list[Experiment]:
     rooms = [get(name, size) for name in _EXPERIMENTS if name.startswith("four-rooms")]
     hopper = [get("hopper-long", size, profile) for profile in PROFILES]
     table1 = [get(name, size, profile) for profile in PROFILES[::-1] for name in TABLE1]
-    experts = [get(name, size) for name in EXPERTS]
+    experts = [get(name, size) for name in EXPERTS] + [get(name, size, "released") for name in BINS]
     humanoids = [get(name, size) for name in _EXPERIMENTS if name.startswith("humanoid")]
     seeds = long_horizon(size, "observed").seeds
     humanoids = [replace(exp, train=replace(exp.train, seed=seed)) for seed in seeds for exp in humanoids]

@@ -198,12 +198,13 @@ def save_figure(figure, name: str, size: str) -> None:
         _write(folder(size) / f"{name}.{ending}", buffer.getvalue())
 
 
-def bootstrap(x: np.ndarray, level: float = 0.9, samples: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of (n,) independent values."""
-    x = np.asarray(x, float)
-    if not len(x):
-        raise ValueError("no values to bootstrap; at least one is needed")
-    means = x[np.random.default_rng(seed).integers(len(x), size=(samples, len(x)))].mean(1)
+def bootstrap(*groups: np.ndarray, level: float = 0.9, samples: int = 10_000, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of (n,) independent values; of several groups, of the mean of their
+    means, each drawn anew from its own values (stratified, as in Agarwal et al. 2021)."""
+    if not groups or not all(len(x) for x in groups):
+        raise ValueError("no values to bootstrap; at least one is needed in each group")
+    rng, groups = np.random.default_rng(seed), [np.asarray(x, float) for x in groups]
+    means = np.mean([x[rng.integers(len(x), size=(samples, len(x)))].mean(1) for x in groups], axis=0)
     return tuple(float(q) for q in np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
 
 

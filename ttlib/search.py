@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ttlib import results
 from ttlib.tokenizer import Tokenizer
 
 Advance = Callable[[Tensor, Tensor | None], Tensor]
@@ -117,7 +118,9 @@ class Plan:
 
     plans B, candidates K each, horizon h in transitions.  proposal "beam": each plan's Algorithm 1 of width
     K over the next state and action (v1); "sample": the likeliest state, then K actions sampled after `cdf`
-    (released).  use_reward_to_go=False adds up rewards alone.
+    (released).  use_reward_to_go=False adds up rewards alone.  Two ablations: lucky=True draws r and R instead of
+    reading their expectations; noise is the deviation of a Gaussian added to every R that is read, as a share of the
+    deviation of R's bin centres.
     """
 
     horizon: int
@@ -128,6 +131,8 @@ class Plan:
     proposal: str = "beam"
     cdf: float = 0.6
     use_reward_to_go: bool = True
+    lucky: bool = results.added(False)
+    noise: float = results.added(0.0)
 
     def __post_init__(self):
         if self.proposal not in ("beam", "sample"):
@@ -185,7 +190,7 @@ def maximise(
         tokens = (transition.N if step else 0, transition.M)
         found = propose(advance, log_p, tokens, width, plan, rng)
         # Departs from the paper: r and R are read as expectations; beaming over them would pick lucky bins.
-        new_r, new_R, bin_r = read_rewards(advance, found, tokenizer)
+        new_r, new_R, bin_r = read_rewards(advance, found, tokenizer, plan, rng)
         new_bins = torch.cat(
             [found.bins, bin_r[..., None], tokenizer.bins(new_R[..., None], transition.reward_to_go)], -1
         )
@@ -204,10 +209,21 @@ def maximise(
     return Plans(bins, r, R, value)
 
 
-def read_rewards(advance: Advance, found: Beams, tokenizer: Tokenizer) -> tuple[Tensor, Tensor, Tensor]:
+def read_rewards(
+    advance: Advance, found: Beams, tokenizer: Tokenizer, plan: Plan, rng: torch.Generator | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Feed the last action token and the bin of E[r] -> E[r], E[R] and that bin, all (G, K)."""
     transition = tokenizer.transition
-    r = tokenizer.expected(advance(found.bins[..., -1], found.parents), transition.reward)
+
+    def read(log_p: Tensor, dim: int) -> Tensor:
+        if plan.lucky:
+            return tokenizer.centres[dim].to(log_p.dtype)[sample(log_p, rng)]
+        return tokenizer.expected(log_p, dim)
+
+    r = read(advance(found.bins[..., -1], found.parents), transition.reward)
     bin_r = tokenizer.bins(r[..., None], transition.reward)[..., 0]
-    R = tokenizer.expected(advance(bin_r, None), transition.reward_to_go)
+    R = read(advance(bin_r, None), transition.reward_to_go)
+    if plan.noise:
+        deviation = tokenizer.centres[transition.reward_to_go].std().to(R.dtype)
+        R = R + plan.noise * deviation * torch.randn(R.shape, generator=rng, device=R.device)
     return r, R, bin_r

@@ -5,13 +5,27 @@ import hashlib
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from ttlib import cloning, control, data, envs, fourrooms, official, own, results, tokenizer, train
+from ttlib import (
+    cloning,
+    control,
+    data,
+    envs,
+    experiments,
+    fourrooms,
+    official,
+    own,
+    results,
+    shooting,
+    tokenizer,
+    train,
+)
 from ttlib.data import Episodes, Windows
 from ttlib.experiments import HELD_OUT_PAIRS, DataConfig, Experiment
 from ttlib.model import GPT
@@ -97,7 +111,8 @@ def windows_of(path: Path, exp: Experiment) -> tuple[Windows, Windows]:
             episodes = episodes.hide(exp.data.hidden, exp.data.seed)
         steps = data.steps(episodes, transition, bins.gamma, bins.include_current, bins.terminal_reward)
         parts = episodes.parts(exp.data.held_out, exp.data.seed)
-        fitted = tokenizer.fit_columns(steps.columns(episodes.rows(parts[0])), transition, bins.V, bins.kind)
+        columns = steps.columns(episodes.rows(parts[0]))
+        fitted = tokenizer.fit_columns(columns, transition, bins.V, bins.kind, bins.V_rest)
         options = {"action_weight": bins.action_weight, "goal": exp.goal, "markov": exp.markov}
         return tuple(data.part_windows(episodes, parts, steps, fitted, exp.model.T, **options))
 
@@ -211,7 +226,7 @@ def four_rooms_agent(model: str, exp: Experiment, goals: np.ndarray):
     )
 
 
-def goal_mlp(exp: Experiment) -> cloning.Policy:
+def goal_mlp(exp: Experiment) -> cloning.MLP:
     """The goal-conditioned MLP: state and the episode's last state -> action."""
     inputs, actions = [], []
     for part in dataset(exp.data).split(exp.data.held_out, exp.data.seed):
@@ -253,25 +268,36 @@ def success_table(runs: list[control.Rollout], starts: np.ndarray, goals: np.nda
     return pd.DataFrame(rows)
 
 
+METHODS = ("tto", "sampling", "imitation", "bc", "bc10", "behaviour", "random_shooting")
+
+
 def act(
     exp: Experiment, method: str, seeds: tuple[int, ...], model_seed: int = 0, progress=None, make=None
 ) -> list[control.Rollout]:
     """Rollouts of a task by a method of `table1_rollouts.csv`, all in one batch: tto plans for reward, sampling
-    draws the model's actions, bc is the cloned MLP, behaviour the data's own policies in turn.  make() is the
-    environment where the data are not of one of our tasks."""
-    if method in ("tto", "sampling"):
+    draws the model's actions, imitation searches for likelihood, bc is the cloned MLP, bc10 that of the tenth of
+    episodes of greatest return, behaviour the data's own policies in turn, random_shooting plans through a Gaussian
+    ensemble.  make() is the environment where the data are not of one of our tasks."""
+    make = make or (lambda: simulator(exp.data))
+    if method in ("tto", "sampling", "imitation"):
         loaded, rng = load_or_train(exp), torch.Generator(device()).manual_seed(seeds[0])
-        choose = control.by_reward(exp.plan, rng) if method == "tto" else control.by_sampling(rng)
-        horizon = exp.plan.horizon if method == "tto" else 1
+        choose, horizon = {
+            "tto": lambda: (control.by_reward(exp.plan, rng), exp.plan.horizon),
+            "sampling": lambda: (control.by_sampling(rng), 1),
+            "imitation": lambda: (control.by_likelihood(exp.horizon, exp.width), max(exp.horizon, 1)),
+        }[method]()
         agent = control.TransformerAgent(loaded.model, loaded.tokenizer, choose, exp.past, horizon)
-    elif method == "bc":
-        policy = cloned(exp, model_seed)
+    elif method in ("bc", "bc10"):
+        policy = cloned(exp, model_seed, 1.0 if method == "bc" else 0.1)
         agent = control.FunctionAgent(lambda s, rows: policy.act(s), len(seeds))
     elif method == "behaviour":
         agent = control.FunctionAgent(behaviour(exp, seeds), len(seeds))
+    elif method == "random_shooting":
+        space = make().action_space
+        agent = shooting.RandomShooting(*shooter(exp), exp.plan, space.low, space.high, seeds[0])
     else:
-        raise ValueError(f"unknown method {method!r}; expected tto, sampling, bc or behaviour")
-    return control.rollouts(make or (lambda: simulator(exp.data)), agent, list(seeds), progress=progress)
+        raise ValueError(f"unknown method {method!r}; expected one of {METHODS}")
+    return control.rollouts(make, agent, list(seeds), progress=progress)
 
 
 def simulator(config: DataConfig):
@@ -279,11 +305,26 @@ def simulator(config: DataConfig):
     return envs.make(config.task, "d4rl" if config.official else config.physics)
 
 
-def cloned(exp: Experiment, seed: int) -> cloning.Policy:
-    """Behaviour cloning on the experiment's data."""
-    training, held_out = dataset(exp.data).split(exp.data.held_out, exp.data.seed)
-    updates = 200 if exp.size == "smoke" else 20_000
-    return cloning.fit(training.states, training.actions, held_out.states, held_out.actions, seed, updates)[0]
+def cloned(exp: Experiment, seed: int, share: float = 1.0) -> cloning.MLP:
+    """Behaviour cloning on the experiment's data, or on the share of its episodes of greatest return."""
+    parts = [best(part, share) for part in dataset(exp.data).split(exp.data.held_out, exp.data.seed)]
+    (x, y), (held_x, held_y) = ((part.states, part.actions) for part in parts)
+    return cloning.fit(x, y, held_x, held_y, seed, 200 if exp.size == "smoke" else 20_000)[0]
+
+
+def best(episodes: Episodes, share: float) -> Episodes:
+    """The share of the episodes, at least one, of greatest return."""
+    count = max(1, round(share * len(episodes)))
+    return episodes.select(np.sort(np.argsort(-episodes.returns, kind="stable")[:count]))
+
+
+@functools.lru_cache(maxsize=1)
+def shooter(exp: Experiment):
+    """What random shooting plans with: the ensemble and V(s), fitted to the experiment's data."""
+    parts = dataset(exp.data).split(exp.data.held_out, exp.data.seed)
+    smoke = exp.size == "smoke"
+    config = replace(experiments.SHOOTING, updates=20) if smoke else experiments.SHOOTING
+    return shooting.fit(*parts, config, exp.plan.gamma, 200 if smoke else 20_000)
 
 
 def behaviour(exp: Experiment, seeds: tuple[int, ...]) -> Callable:
@@ -301,23 +342,27 @@ def rollout_rows(
     return [
         {"dataset": exp.data.name, "source": exp.data.source, "method": method, "profile": exp.profile,
          "setting": setting, "model_seed": model_seed, "rollout_seed": run.seed, "return": run.total,
-         "score": envs.score(exp.data.task, run.total), "length": len(run.rewards), "fell": run.terminal}
+         "score": envs.score(exp.data.task, run.total), "length": len(run.rewards), "fell": run.terminal,
+         "diverged": run.diverged}
         for run in runs
     ]  # fmt: skip
 
 
-def value_rows(runs: list[control.Rollout], exp: Experiment) -> list[dict]:
+def value_rows(runs: list[control.Rollout], exp: Experiment, method: str = "tto") -> list[dict]:
     """The value each plan predicted beside the discounted return that followed, per rollout and step.
 
-    Where the time limit ended the episode its last 200 steps are left out: the return that would have followed
-    is not known there.
+    A fall counts what the model was told it costs.  Where the time limit ended the episode its last 200 steps are
+    left out: the return that would have followed is not known there.
     """
-    rows = []
+    rows, told = [], exp.bins.terminal_reward
     for run in runs:
-        achieved = data.reward_to_go(np.array(run.rewards), np.array([0, len(run.rewards)]), exp.bins.gamma)
-        known = len(run.rewards) - (0 if run.terminal else 200)
+        rewards = np.array(run.rewards)
+        if run.terminal and told is not None and method == "tto":
+            rewards[-1] = told
+        achieved = data.reward_to_go(rewards, np.array([0, len(rewards)]), exp.bins.gamma)
+        known = len(rewards) - (0 if run.terminal else 200)
         rows += [
-            {"dataset": exp.data.name, "profile": exp.profile, "rollout_seed": run.seed, "t": t,
+            {"dataset": exp.data.name, "method": method, "profile": exp.profile, "rollout_seed": run.seed, "t": t,
              "predicted": run.record["value"][t], "achieved": achieved[t]}
             for t in range(0, max(known, 0), 5)
         ]  # fmt: skip

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -147,11 +148,20 @@ def fit(steps: Tensor, transition: Transition, V: int = 100, kind: str = "unifor
     return fit_columns(steps.T, transition, V, kind)
 
 
-def fit_columns(columns: Iterable[Tensor], transition: Transition, V: int, kind: str) -> Tokenizer:
-    """`fit` from the values of each dimension in turn, D times (n,) float: they need not be in memory together."""
+def fit_columns(
+    columns: Iterable[Tensor], transition: Transition, V: int, kind: str, V_rest: int | None = None
+) -> Tokenizer:
+    """`fit` from the values of each dimension in turn, D times (n,) float: they need not be in memory together.
+
+    V_rest: bins of what is no state dimension, at most V; of quantile bins alone.
+    """
     if not 2 <= V <= 256:
         raise ValueError(f"V = {V} bins a dimension; expected 2 to 256 (bins are stored as bytes)")
-    edges = torch.stack([_edges(x, name, V, kind) for name, x in zip(transition.names(), columns, strict=True)])
+    if V_rest is not None and not (kind == "quantile" and 2 <= V_rest <= V):
+        raise ValueError(f"V_rest = {V_rest} of {V} {kind} bins; expected quantile bins and 2 to V of them")
+    names, counts = transition.names(), [V] * transition.N + [V_rest or V] * (transition.D - transition.N)
+    edges = [_edges(x, name, count, kind) for x, name, count in zip(columns, names, counts, strict=True)]
+    edges = torch.stack([F.pad(x, (0, V + 1 - len(x)), value=torch.inf) for x in edges])
     centres = (edges[:, 1:] + edges[:, :-1]) / 2
     last = edges.masked_fill(edges.isinf(), -torch.inf).amax(1, keepdim=True)
     centres = torch.where(centres.isfinite(), centres, last)  # empty bins: any finite value will do
@@ -159,7 +169,7 @@ def fit_columns(columns: Iterable[Tensor], transition: Transition, V: int, kind:
 
 
 def _edges(x: Tensor, name: str, V: int, kind: str) -> Tensor:
-    """(n,) values of one dimension -> (V + 1,) float64."""
+    """(n,) values of one dimension -> V + 1 edges, or fewer where quantiles repeat, float64."""
     low, top = x.min().double(), x.max().double()
     if not (low.isfinite() and top.isfinite()):  # a NaN is both
         row = int((~x.isfinite()).nonzero()[0])
@@ -174,7 +184,7 @@ def _edges(x: Tensor, name: str, V: int, kind: str) -> Tensor:
 
 
 def _quantile_edges(x: Tensor, low: Tensor, high: Tensor, V: int) -> Tensor:
-    """(n,) values of one dimension -> (V + 1,) edges of equal counts, repeats merged, padded with +inf."""
+    """(n,) values of one dimension -> at most V + 1 edges of equal counts, repeats merged."""
     ordered = torch.from_numpy(np.sort(x.numpy()))  # torch's sort makes indices too: three times the memory
     inner = ordered[(torch.arange(1, V) * len(x)) // V].double()
     edges = torch.cat([low[None], inner, high[None]]).unique()
@@ -182,4 +192,4 @@ def _quantile_edges(x: Tensor, low: Tensor, high: Tensor, V: int) -> Tensor:
     smallest = 1e-9 * (high - low)
     edges = edges[torch.cat([torch.ones(1, dtype=torch.bool), edges.diff() > smallest])]
     edges[-1] = high
-    return torch.cat([edges, torch.full((V + 1 - len(edges),), torch.inf, dtype=torch.float64)])
+    return edges
