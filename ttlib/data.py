@@ -102,8 +102,8 @@ class Episodes:
     def parts(self, held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Indices of training and of held-out episodes, ascending: split by episode and never by step."""
         order = np.random.default_rng(seed).permutation(len(self))
-        count = round(held_out * len(self))
-        if not 0 < count < len(self):
+        count = max(1, round(held_out * len(self)))
+        if count >= len(self):
             raise ValueError(f"{held_out:.0%} of {len(self)} episodes leaves one side of the split empty")
         return np.sort(order[count:]), np.sort(order[:count])
 

@@ -196,7 +196,8 @@ def figure_4(size: str, rollouts: pd.DataFrame) -> pd.DataFrame:
             for name, x in [*scores.items(), ("mean", None)]:
                 low, high = results.bootstrap(*(scores.values() if x is None else [x]))
                 means = np.array([part.mean() for part in scores.values()])
-                std, n = (np.nan, sum(map(len, scores.values()))) if x is None else (x.std(ddof=1) if len(x) > 1 else np.nan, len(x))
+                n = sum(map(len, scores.values())) if x is None else len(x)
+                std = x.std(ddof=1) if x is not None and n > 1 else np.nan
                 rows.append({"dataset": name, "method": method, "profile": profile, "source": "ours",
                              "mean": means.mean() if x is None else x.mean(), "std": std, "stderr": std / n**0.5,
                              "low": low, "high": high, "n": n})  # fmt: skip
@@ -263,7 +264,7 @@ def expected_minutes(runs: list[Run]) -> float:
     for run in runs:
         if run.method != "tto" or stages.checkpoint_folder(run.exp) is None:
             continue
-        env = stages.simulator(run.exp.data)
+        env = stages.simulator(run.exp.data, run.exp.size)
         states = np.stack([env.reset(seed=seed)[0] for seed in run.seeds])
         loaded, rng = train.load(stages.checkpoint_folder(run.exp), stages.device()), torch.Generator(stages.device())
         choose = control.by_reward(run.exp.plan, rng)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pandas as pd
 import torch
@@ -278,7 +279,7 @@ def act(
     draws the model's actions, imitation searches for likelihood, bc is the cloned MLP, bc10 that of the tenth of
     episodes of greatest return, behaviour the data's own policies in turn, random_shooting plans through a Gaussian
     ensemble.  make() is the environment where the data are not of one of our tasks."""
-    make = make or (lambda: simulator(exp.data))
+    make = make or (lambda: simulator(exp.data, exp.size))
     if method in ("tto", "sampling", "imitation"):
         loaded, rng = load_or_train(exp), torch.Generator(device()).manual_seed(seeds[0])
         choose, horizon = {
@@ -300,9 +301,10 @@ def act(
     return control.rollouts(make, agent, list(seeds), progress=progress)
 
 
-def simulator(config: DataConfig):
-    """The task that a dataset is of, with the physics it was recorded under."""
-    return envs.make(config.task, "d4rl" if config.official else config.physics)
+def simulator(config: DataConfig, size: str):
+    """The task that a dataset is of, with the physics it was recorded under; smoke episodes are cut short."""
+    env = envs.make(config.task, "d4rl" if config.official else config.physics)
+    return gymnasium.wrappers.TimeLimit(env, 20) if size == "smoke" else env
 
 
 def cloned(exp: Experiment, seed: int, share: float = 1.0) -> cloning.MLP:
@@ -360,7 +362,7 @@ def value_rows(runs: list[control.Rollout], exp: Experiment, method: str = "tto"
         if run.terminal and told is not None and method == "tto":
             rewards[-1] = told
         achieved = data.reward_to_go(rewards, np.array([0, len(rewards)]), exp.bins.gamma)
-        known = len(rewards) - (0 if run.terminal else 200)
+        known = len(rewards) - (0 if run.terminal else 200 if exp.size != "smoke" else 4)
         rows += [
             {"dataset": exp.data.name, "method": method, "profile": exp.profile, "rollout_seed": run.seed, "t": t,
              "predicted": run.record["value"][t], "achieved": achieved[t]}
