@@ -38,7 +38,7 @@ horizon_PAGE := 09_long_horizon
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help all scratch book estimate data pages html $(PAGES) fig1 fig2 fig5 table1 lab test lint bench tune policies ship lock clean
+.PHONY: help all scratch book estimate data pages html $(PAGES) fig1 fig2 fig5 table1 lab test lint bench tune policies claims ship lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -106,6 +106,9 @@ tune: $(STAMP) ## the search for settings, on seeds that no report uses
 
 policies: $(STAMP)-policies ## train the behaviour policies anew, hours each: make policies ARGS="--task hopper"
 	$(BIN)/python tools/policies.py $(ARGS)
+
+claims: $(STAMP) ## judge the paper's claims anew from the results: data/claims.toml and README.md
+	$(BIN)/python tools/commands.py claims
 
 ship: $(STAMP) ## put trained models and results where git keeps them
 	$(BIN)/python tools/commands.py ship --size $(SIZE) $(ARGS)

@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ttlib import data, draw, experiments, search, stages, tokenizer
+from ttlib import data, draw, experiments, results, search, stages, tokenizer
 from ttlib.tokenizer import Transition
 
 exp = experiments.get("hopper-long", size)
@@ -125,6 +125,16 @@ def errors(fitted: tokenizer.Tokenizer, steps: torch.Tensor) -> torch.Tensor:
 error = errors(uniform, steps)
 width = uniform.high - uniform.low
 assert (error <= width / (2 * V) * (1 + 1e-9)).all()
+
+
+def returned() -> pd.DataFrame:
+    """The largest error of each dimension, in half bins: what the ledger of claims is shown."""
+    largest = error.amax(0) / (width / (2 * V))
+    return pd.DataFrame({"bins": "uniform", "dimension": transition.names(), "largest_error": largest, "steps": len(steps)})
+
+
+made_of = {"config": {"data": exp.data, "bins": exp.bins}, "inputs": {exp.data.name: stages.data_key(exp.data)}}
+print(f"largest error: {results.table('round_trip', size, returned, **made_of).largest_error.max():.4f} half bins")
 others = data.steps_table(unseen, transition, gamma, include_current=True)
 outside = uniform.out_of_range(others, slice(None))
 print(f"held-out values outside the fitted range: {outside.max():.2%} at most ({MEANING[outside.argmax()]})")

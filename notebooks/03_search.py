@@ -31,7 +31,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ttlib import control, draw, experiments, search, stages
+from ttlib import control, draw, experiments, results, search, stages
 
 NAME = "hopper-long"
 profiles = {profile: experiments.get(NAME, size, profile) for profile in experiments.PROFILES}
@@ -253,6 +253,34 @@ for axes in panels[:, 0]:
     axes.set_ylabel("probability")
 figure.suptitle(f"Next-action distribution ({size})")
 plt.show()
+
+# %% [markdown]
+# ## A search of M tokens
+#
+# The first $M$ tokens after a state are its action. A search of that length is behaviour cloning with an
+# autoregressive policy, the paper says: here in held-out states, beside the policy read off the network token by
+# token, with neither search nor cache.
+
+
+# %%
+@torch.inference_mode()
+def cloned(count: int = 100) -> pd.DataFrame:
+    model, fitted, M = models["v1"].model.cpu(), models["v1"].tokenizer.to("cpu"), transition.M
+    states = torch.from_numpy(unseen.states[np.linspace(0, len(unseen.states) - 1, count).astype(int)])
+    ids = fitted.encode(states, transition.state)
+    begun = control.Decoder(model, fitted, ids)
+    found = search.beam_search(begun.advance, begun.log_p, length=M, width=1)
+    policy_log_p = torch.zeros(count)
+    for dim in range(transition.N, transition.N + M):
+        log_p, bins = model(ids)[:, -1].log_softmax(-1).max(-1)
+        policy_log_p, ids = policy_log_p + log_p, torch.cat([ids, (bins + fitted.V * dim)[:, None]], 1)
+    words = [[" ".join(map(str, row)) for row in bins.tolist()] for bins in (found.bins[:, 0], ids[:, -M:] % fitted.V)]
+    return pd.DataFrame({"search": words[0], "policy": words[1], "search_log_p": found.log_p[:, 0], "policy_log_p": policy_log_p})
+
+
+made_of = {"config": {"experiment": exp, "states": 100}, "inputs": {exp.label: stages.weights_key(exp)}}
+cloning = results.table("cloning_check", size, cloned, **made_of)
+print(f"the same action in {(cloning.search == cloning.policy).mean():.0%} of {len(cloning)} states")
 
 # %% [markdown]
 # ## One decision, opened up

@@ -1,4 +1,4 @@
-"""python tools/commands.py data | estimate | ship: what make asks for beside the pages."""
+"""python tools/commands.py data | estimate | ship | claims: what make asks for beside the pages."""
 
 import argparse
 import hashlib
@@ -6,7 +6,7 @@ import json
 import os
 import sys
 
-from ttlib import experiments, longhorizon, results, stages
+from ttlib import claims, experiments, longhorizon, results, stages
 
 
 def make_data(size: str) -> None:
@@ -65,8 +65,19 @@ def ship(size: str) -> None:
     (data / "SHA256SUMS").write_text("".join(lines))
 
 
+def judge(_: str) -> None:
+    """Judge every claim at every size anew: what changed is printed, and written to the ledger and to README.md."""
+    ledger = claims.load()
+    found = claims.outcomes(ledger)
+    readme = results.ROOT / "README.md"
+    text = claims.into_readme(readme.read_text(), ledger, found)
+    print("\n".join(claims.changed(ledger, found)) or "no verdict changed")
+    claims.record(ledger, found)
+    results.write_aside(readme, lambda aside: aside.write_text(text))
+
+
 def main() -> int:
-    commands = {"data": make_data, "estimate": estimate, "ship": ship}
+    commands = {"data": make_data, "estimate": estimate, "ship": ship, "claims": judge}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", choices=commands)
     parser.add_argument("--size", choices=results.SIZES, default="laptop")
