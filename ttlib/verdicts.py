@@ -44,7 +44,7 @@ def rows_of(table: pd.DataFrame, **equal) -> pd.DataFrame:
     for column, value in equal.items():
         found = found[found[column] == value]
     if not len(found):
-        raise NotTestedError("no rows with " + ", ".join(f"{c} = {v}" for c, v in equal.items()))
+        raise NotTestedError("no rows" + ", ".join(f" with {c} = {v}" for c, v in equal.items()))
     return found
 
 
@@ -93,7 +93,7 @@ def _(tables: Tables, limits: dict) -> Finding:
 def _(tables: Tables, limits: dict) -> Finding:
     keys = ["model", "rollout", "t"]
     traced = tables["fig1_humanoid"].pivot(index=keys, columns="body", values="z")
-    found = tables["fig1_poses"].set_index(keys).join(traced).sort_index()
+    found = rows_of(tables["fig1_poses"].set_index(keys).join(traced, how="inner").sort_index())
     quaternion = found[["q3", "q4", "q5", "q6"]]
     before = quaternion.groupby(level=["model", "rollout"]).shift()
     cosine = (quaternion * before).sum(axis=1, skipna=False).abs().clip(upper=1)
