@@ -161,8 +161,10 @@ def bins(good):
 
 def imitation(name):
     def make(good):
-        table = rollouts({(name, "tto", "beam 4, horizon 3"): (200, 800, 1100)[good], (name, "bc", "MLP"): 700})
-        return {"imitation_rollouts": table.assign(demonstrator=1000.0)}
+        ours = {(name, "tto", "action alone"): 10, (name, "tto", "4 transitions"): (200, 800, 1100)[good]}
+        return {
+            "imitation_rollouts": rollouts(ours | {(name, "bc", "MLP"): 700, (name, "behaviour", "the expert"): 1000})
+        }
 
     return make
 
@@ -184,7 +186,7 @@ def myopic(good):
 def noisy(good):
     groups = {
         ("h", "tto", "main"): 100,
-        ("h", "tto", "noise in R 0.5"): (20, 60, 98)[good],
+        ("h", "tto", "noise in R, 0.25 of its deviation"): (20, 60, 98)[good],
         ("h", "tto", "no reward-to-go"): 20,
     }
     return {"ablations_rollouts": rollouts(groups)}

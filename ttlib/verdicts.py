@@ -266,10 +266,13 @@ def _scores(table: pd.DataFrame, datasets: list[str], par: float) -> tuple[pd.Da
     scores = pd.DataFrame(found)
     if 2 * len(scores) <= len(datasets):
         raise NotTestedError(f"{len(scores)} of {len(datasets)} data sets were run; more than half are needed")
+    other = table[(table.method == "tto") & (table.setting != "sampling") & table.dataset.isin(tto.dataset)]
+    other = other[other.profile != tto.profile.iloc[0]]
+    beside = f"; profile {other.profile.iloc[0]}: mean score {other.score.mean():.1f}" if len(other) else ""
     note = (
         f"profile {tto.profile.iloc[0]}, {' and '.join(scores.source.unique())} data, {len(scores)} of {len(datasets)} "
         f"sets run: above behaviour cloning on {scores.above.sum()}, on {scores.good.sum()} of those also on par with "
-        "the best method run beside it"
+        f"the best method run beside it{beside}"
     )
     return scores, np.mean(drawn, axis=0), note
 
@@ -305,11 +308,15 @@ def _(tables: Tables, limits: dict) -> Finding:
 
 
 def _imitation(tables: Tables, limits: dict, dataset: str) -> Finding:
+    """The longest search that was run, beside the demonstrator's mean return."""
     table = tables["imitation_rollouts"]
-    table = table.assign(ratio=table["return"] / table.demonstrator)
-    tto = _planned(table, [dataset])
+    tto = rows_of(table[table.dataset.str.removesuffix("-v2") == dataset], method="tto")
+    length = tto.setting.str.extract(r"(\d+) transition", expand=False).astype(float).fillna(0)
+    tto = _planned(tto[length == length.max()], [dataset])
     clone = rows_of(table, dataset=tto.dataset.iloc[0], method="bc")
-    value, (low, high), other = mean(tto, "ratio"), between(means(tto, "ratio")), mean(clone, "ratio")
+    expert = mean(rows_of(table, dataset=tto.dataset.iloc[0], method="behaviour"), "return")
+    value, other = mean(tto, "return") / expert, mean(clone, "return") / expert
+    low, high = between(means(tto, "return") / expert)
     which = f"{tto.source.iloc[0]} data, profile {tto.profile.iloc[0]}, {tto.setting.iloc[0]}"
     trend = value >= limits["half"] and high >= other
     holds = value >= limits["paper"] - limits["below"]
@@ -397,7 +404,7 @@ def _(tables: Tables, limits: dict) -> Finding:
 @rule("inaccurate-values")
 def _(tables: Tables, limits: dict) -> Finding:
     table = tables["ablations_rollouts"]
-    noisy = _ablation(table, f"noise in R {limits['noise']:g}")
+    noisy = _ablation(table, f"noise in R, {limits['noise']:g} of")
     found, interval = _compared(noisy)
     kept = found.share >= limits["kept"]
     try:
@@ -408,9 +415,11 @@ def _(tables: Tables, limits: dict) -> Finding:
         dataset in blind and between(means(other, "return") - means(blind[dataset], "return"))[0] > 0
         for dataset, _, other in noisy
     ]
-    return Finding(
-        found.share.mean(), *interval, bool(kept.all()), bool(kept.mean() > 0.5 or all(better)), _note(found)
-    )
+    levels = table[(table.setting == "main") | table.setting.str.startswith("noise in R")]
+    levels = levels.groupby(["dataset", "setting"], sort=False)["return"].mean()
+    note = ", ".join(f"{dataset}, {setting}: return {x:.0f}" for (dataset, setting), x in levels.items())
+    trend = bool(kept.mean() > 0.5 or all(better))
+    return Finding(found.share.mean(), *interval, bool(kept.all()), trend, note)
 
 
 # Where the planners' actions and promises are.
