@@ -81,6 +81,8 @@ def sources(page: Path) -> list[Path]:
         for path in data.rglob(f"*.{ending}")
         if path.relative_to(data).parts[0] not in NOT_SOURCES
     ]
+    if '"reads-results"' in page.read_text():  # the tag of a cell that reads what other pages publish
+        kept += [*(ROOT / "figures").rglob("*.csv"), ROOT / "data" / "claims.toml", ROOT / "README.md"]
     return [page, Path(__file__).resolve(), *sorted((ROOT / "ttlib").rglob("*.py")), *sorted(kept)]
 
 
