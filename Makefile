@@ -24,8 +24,8 @@ endif
 # The stamp's name carries the content of the two files, so touching them or changing branches reinstalls nothing.
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml requirements.lock | cksum | cut -d ' ' -f 1)
 
-# In this order; the first page comes last, since it lists what the others cost.
-PAGES := tokens model search four_rooms hopper datasets own horizon start
+# In this order; the ledger comes after all that it judges, the first page last, since it lists what the others cost.
+PAGES := tokens model search four_rooms hopper datasets own horizon ledger start
 start_PAGE := 00_start_here
 tokens_PAGE := 01_tokens
 model_PAGE := 02_model_and_training
@@ -35,6 +35,7 @@ hopper_PAGE := 05_hopper
 datasets_PAGE := 06_data
 own_PAGE := 07_your_own_data
 horizon_PAGE := 09_long_horizon
+ledger_PAGE := 15_claims
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -74,6 +75,7 @@ hopper: ## page 05: offline reinforcement learning on hopper
 datasets: ## page 06: the data
 own: ## page 07: your own data
 horizon: ## page 09: long-horizon prediction
+ledger: ## page 15: the paper's claims, and whether they hold
 
 $(PAGES): $(STAMP)
 	$(BIN)/python notebooks/run.py $($@_PAGE).py --size $(SIZE) --mode $(MODE) $(ARGS)

@@ -49,6 +49,7 @@ from ttlib import experiments, results, stages, train
 # | [Data](06_data.py) | every dataset beside the published one, two physics, the humanoid, what a time limit is not | Section 5 |
 # | [Your own data](07_your_own_data.py) | the same method on arrays of yours | |
 # | [Long-horizon prediction](09_long_horizon.py) | predicted humanoids, beside an ensemble | Figures 1 and 2, Appendix B |
+# | [The ledger](15_claims.py) | each claim of the paper, and whether it holds here | all sections |
 #
 # The paper's long-horizon prediction (Figures 1 and 2), attention maps (Figure 3) and the rest of Table 1
 # are not in the book yet.
