@@ -138,7 +138,7 @@ def table(claims: list[Claim], found: dict[tuple[str, str], Outcome], pages: str
     """The ledger in Markdown, with the sizes that were run; pages: the folder that links begin with."""
     sizes = [size for size in SIZES if size == SIZES[0] or any(found[c.id, size].finding for c in claims)]
     heads = [f"{word}{f' ({size})' if len(sizes) > 1 else ''}" for size in sizes for word in ("ours", "verdict")]
-    rows = [["claim", "in the paper", *heads, "page"], ["---"] * (3 + len(heads))]
+    rows = [["claim", "in the paper", *heads, "page"], [":---"] * (3 + len(heads))]
     for claim in claims:
         cells = []
         for outcome in (found[claim.id, size] for size in sizes):

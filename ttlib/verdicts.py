@@ -314,7 +314,7 @@ def _imitation(tables: Tables, limits: dict, dataset: str) -> Finding:
     length = tto.setting.str.extract(r"(\d+) transition", expand=False).astype(float).fillna(0)
     tto = _planned(tto[length == length.max()], [dataset])
     clone = rows_of(table, dataset=tto.dataset.iloc[0], method="bc")
-    expert = mean(rows_of(table, dataset=tto.dataset.iloc[0], method="behaviour"), "return")
+    expert = tto.demonstrator.iloc[0]
     value, other = mean(tto, "return") / expert, mean(clone, "return") / expert
     low, high = between(means(tto, "return") / expert)
     which = f"{tto.source.iloc[0]} data, profile {tto.profile.iloc[0]}, {tto.setting.iloc[0]}"
