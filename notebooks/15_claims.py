@@ -157,7 +157,7 @@ def effect(text: str) -> str:
 
 
 rows = "\n".join(f"| `{where}` | {text} | {effect(text)} |" for where, text in departures)
-Markdown(f"| where | departure | effect |\n|---|---|---|\n{rows}\n")
+Markdown(f"| where | departure | effect |\n|:---|:---|:---|\n{rows}\n")
 
 # %% [markdown]
 # ## What we could not reproduce

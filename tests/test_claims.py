@@ -162,9 +162,7 @@ def bins(good):
 def imitation(name):
     def make(good):
         ours = {(name, "tto", "action alone"): 10, (name, "tto", "4 transitions"): (200, 800, 1100)[good]}
-        return {
-            "imitation_rollouts": rollouts(ours | {(name, "bc", "MLP"): 700, (name, "behaviour", "the expert"): 1000})
-        }
+        return {"imitation_rollouts": rollouts(ours | {(name, "bc", "MLP"): 700}).assign(demonstrator=1000.0)}
 
     return make
 
