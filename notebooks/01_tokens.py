@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ttlib import data, draw, experiments, results, search, stages, tokenizer
+from ttlib import data, draw, envs, experiments, results, search, stages, tokenizer
 from ttlib.tokenizer import Transition
 
 exp = experiments.get("hopper-long", size)
@@ -90,10 +90,7 @@ uniform = tokenizer.fit(steps, transition, V)
 print(f"{len(episodes)} episodes, {len(steps):,} steps of D = {transition.D} numbers; {V * transition.D} token ids")
 
 # %% tags=["hide-input"]
-MEANING = ["height (m)", "torso angle (rad)", "thigh angle (rad)", "leg angle (rad)", "foot angle (rad)",
-           "forward speed (m/s)", "upward speed (m/s)", "torso turning (rad/s)", "thigh turning (rad/s)",
-           "leg turning (rad/s)", "foot turning (rad/s)", "thigh torque", "leg torque", "foot torque",
-           "reward", "reward-to-go"]  # fmt: skip
+MEANING = envs.MEANING["hopper"]
 assert len(MEANING) == transition.D
 
 # %%

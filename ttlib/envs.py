@@ -23,6 +23,14 @@ TASKS = {
     "halfcheetah": "HalfCheetah-v4",
     "humanoid": "Humanoid-v5",
 }
+MEANING = {  # of the tokens of a step
+    "hopper": (
+        "height (m)", "torso angle (rad)", "thigh angle (rad)", "leg angle (rad)", "foot angle (rad)",
+        "forward speed (m/s)", "upward speed (m/s)", "torso turning (rad/s)", "thigh turning (rad/s)",
+        "leg turning (rad/s)", "foot turning (rad/s)", "thigh torque", "leg torque", "foot torque",
+        "reward", "reward-to-go",
+    )
+}  # fmt: skip
 D4RL_TASKS = ("hopper", "walker2d", "halfcheetah")
 # Without contact forces, inertias, actuator forces and torques its observation is qpos[2:], qvel: 45 numbers.
 _HUMANOID = {f"include_{name}_in_observation": False for name in ("cinert", "cvel", "qfrc_actuator", "cfrc_ext")}

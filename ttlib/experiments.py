@@ -310,6 +310,13 @@ def datasets(size: str) -> list[DataConfig]:
     return [regenerated(task, quality, size) for task in envs.RECIPES for quality in envs.RECIPES[task]] + others
 
 
+def attention(size: str) -> list[Experiment]:
+    """Figure 3: hopper's longer windows, both profiles, one model for each training seed."""
+    exps = [get("hopper-long", size, profile) for profile in PROFILES]
+    seeds = (0, 1, 2) if size == "paper" else (0,)
+    return [replace(exp, train=replace(exp.train, seed=seed)) for exp in exps for seed in seeds]
+
+
 def names() -> list[str]:
     return sorted(_EXPERIMENTS)
 
@@ -317,13 +324,12 @@ def names() -> list[str]:
 def needed(size: str) -> list[Experiment]:
     """The experiments whose models the pages need, in order."""
     rooms = [get(name, size) for name in _EXPERIMENTS if name.startswith("four-rooms")]
-    hopper = [get("hopper-long", size, profile) for profile in PROFILES]
     table1 = [get(name, size, profile) for profile in PROFILES[::-1] for name in TABLE1]
     experts = [get(name, size) for name in EXPERTS] + [get(name, size, "released") for name in BINS]
     humanoids = [get(name, size) for name in _EXPERIMENTS if name.startswith("humanoid")]
     seeds = long_horizon(size, "observed").seeds
     humanoids = [replace(exp, train=replace(exp.train, seed=seed)) for seed in seeds for exp in humanoids]
-    return [*rooms, *hopper, get("pendulum", size), *humanoids, *table1, *experts]
+    return [*rooms, *attention(size), get("pendulum", size), *humanoids, *table1, *experts]
 
 
 def get(name: str, size: str = "laptop", profile: str = "v1") -> Experiment:

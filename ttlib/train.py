@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ttlib import results
 from ttlib.data import MISSING, Windows
-from ttlib.model import GPT, ModelConfig
+from ttlib.model import GPT, Attend, ModelConfig
 from ttlib.tokenizer import Tokenizer, Transition
 
 
@@ -56,10 +56,10 @@ def loss(model: GPT, ids: Tensor, weight: Tensor) -> Tensor:
     return (nats * weight[:, 1:]).sum() / weight[:, 1:].sum()
 
 
-def token_nats(model: GPT, ids: Tensor) -> Tensor:
+def token_nats(model: GPT, ids: Tensor, attend: Attend | None = None) -> Tensor:
     """-log P(token | those before it).  (B, L) -> (B, L - 1): the first token of a window has no prediction."""
     bins = ids[:, 1:] % model.config.V
-    logits = model(ids)[:, :-1].float()  # the last token is read too: kernels like even lengths better
+    logits = model(ids, attend)[:, :-1].float()  # the last token is read too: kernels like even lengths better
     return F.cross_entropy(logits.flatten(0, 1), bins.flatten(), reduction="none").view_as(bins)
 
 
