@@ -15,6 +15,9 @@ from ttlib.model import GPT, Attend, causal_mask, heads
 from ttlib.tokenizer import Tokenizer, Transition
 from ttlib.train import Checkpoint
 
+MARKOV = 0.5  # ours: a head is Markovian where states give the transition before more than this,
+STRIATED = 3.0  # striated where they give their own dimension at lags >= 2 this many times what even attention does
+
 
 def predicted(weights: Tensor) -> Tensor:
     """Maps (..., L, L) with row p moved to p + 1, whose token it predicts; row 0 is zero, for nothing predicts it."""
@@ -105,11 +108,30 @@ def score_table(exp: Experiment, loaded: Checkpoint) -> pd.DataFrame:
     return table[["profile", "layer", "head", "seed", "rows", "score", "value", "uniform_value", "windows"]]
 
 
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Figure 3's three claims, from `attention_scores.csv`: a row for each profile.
+
+    heads, and how many of them are Markovian (`markov`), striated, and look more at past actions than at past states
+    when they predict actions, by `sum` and per `key`; past_actions and past_states: mean weights on both, all heads.
+    """
+    wide = table.pivot(index=["profile", "layer", "head", "seed"], columns=["rows", "score"], values="value")
+    even = table.groupby(["rows", "score"]).uniform_value.first()
+    states, actions = wide["states"], wide["actions"]
+    each = pd.DataFrame({
+        "heads": 1,
+        "markov": states.markov > MARKOV,
+        "striated": states.striated >= STRIATED * even["states", "striated"],
+        "sum": actions.past_actions > actions.past_states,
+        "key": actions.past_action_key > actions.past_state_key,
+    }).groupby("profile").sum()  # fmt: skip
+    return each.join(actions[["past_actions", "past_states"]].groupby("profile").mean())
+
+
 def figure_rows(exp: Experiment, loaded: Checkpoint, layers: Sequence[int], last: int) -> pd.DataFrame:
     """Rows of `fig3_attention.csv`: the first full window's maps in some layers (from 1), `last` transitions of them.
 
     Query and key are named by dimension and step, "s3@9"; a query is the token predicted.  r and R are left out and
-    the rest is renormalised, earlier keys included; weights below 0.0005 have no row.
+    the rest is renormalised, earlier keys included; weights below 0.002 have no row.
     """
     transition, T = exp.model.transition, exp.model.T
     names = [f"{name}@{t}" for t in range(T) for name in transition.names()]
@@ -118,7 +140,7 @@ def figure_rows(exp: Experiment, loaded: Checkpoint, layers: Sequence[int], last
     for layer in layers:
         weights = without_rewards(predicted(maps[layer - 1][0][0].cpu()), transition).nan_to_num()
         weights = weights[:, chosen][:, :, chosen].mul(1000).round().div(1000)
-        head, row, column = weights.nonzero().T
+        head, row, column = (weights >= 0.002).nonzero().T
         columns = {
             "profile": exp.profile, "layer": layer, "head": head + 1, "seed": exp.train.seed,
             "query": [names[chosen[i]] for i in row], "key": [names[chosen[i]] for i in column],
