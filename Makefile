@@ -25,7 +25,7 @@ endif
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml requirements.lock | cksum | cut -d ' ' -f 1)
 
 # In this order; the ledger comes after all that it judges, the first page last, since it lists what the others cost.
-PAGES := tokens model search four_rooms hopper datasets own horizon ledger start
+PAGES := tokens model search four_rooms hopper datasets own horizon attention offline imitation ablations ledger start
 start_PAGE := 00_start_here
 tokens_PAGE := 01_tokens
 model_PAGE := 02_model_and_training
@@ -35,11 +35,15 @@ hopper_PAGE := 05_hopper
 datasets_PAGE := 06_data
 own_PAGE := 07_your_own_data
 horizon_PAGE := 09_long_horizon
+attention_PAGE := 10_attention
+offline_PAGE := 11_offline_rl
+imitation_PAGE := 12_imitation
+ablations_PAGE := 13_ablations
 ledger_PAGE := 15_claims
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help all scratch book estimate data pages html $(PAGES) fig1 fig2 fig5 table1 lab test lint bench tune policies claims ship lock clean
+.PHONY: help all scratch book estimate data pages html $(PAGES) fig1 fig2 fig3 fig4 fig5 table1 lab test lint bench tune policies claims ship lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -75,6 +79,10 @@ hopper: ## page 05: offline reinforcement learning on hopper
 datasets: ## page 06: the data
 own: ## page 07: your own data
 horizon: ## page 09: long-horizon prediction
+attention: ## page 10: attention maps, their scores, a viewer
+offline: ## page 11: nine datasets
+imitation: ## page 12: imitation
+ablations: ## page 13: one change at a time
 ledger: ## page 15: the paper's claims, and whether they hold
 
 $(PAGES): $(STAMP)
@@ -82,7 +90,8 @@ $(PAGES): $(STAMP)
 
 fig1 fig2: horizon ## figures 1 and 2 of the paper
 fig5: four_rooms ## figure 5 of the paper
-table1: hopper ## table 1 of the paper: its hopper rows
+fig3: attention ## figure 3 of the paper
+fig4 table1: offline ## figure 4 and table 1 of the paper
 
 # jupytext shows the pages as notebooks; settings stay in the build folder, away from the user's own.
 lab: export JUPYTER_CONFIG_DIR = $(abspath $(BUILD)/jupyter/config)

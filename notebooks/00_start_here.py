@@ -49,10 +49,11 @@ from ttlib import experiments, results, stages, train
 # | [Data](06_data.py) | every dataset beside the published one, two physics, the humanoid, what a time limit is not | Section 5 |
 # | [Your own data](07_your_own_data.py) | the same method on arrays of yours | |
 # | [Long-horizon prediction](09_long_horizon.py) | predicted humanoids, beside an ensemble | Figures 1 and 2, Appendix B |
+# | [Attention](10_attention.py) | where heads look, scores of every head, a viewer | Figure 3 |
+# | [Nine datasets](11_offline_rl.py) | offline reinforcement learning, ours beside what is published | Figure 4, Table 1 |
+# | [Imitation](12_imitation.py) | likelihood beams of several lengths | Section 4.2 |
+# | [Ablations](13_ablations.py) | the planner with one change at a time | Sections 3.2, 4.2 |
 # | [The ledger](15_claims.py) | each claim of the paper, and whether it holds here | all sections |
-#
-# The paper's long-horizon prediction (Figures 1 and 2), attention maps (Figure 3) and the rest of Table 1
-# are not in the book yet.
 
 # %% [markdown]
 # ## How the data flow

@@ -378,7 +378,7 @@ def tokens_read(plan: search.Plan, past: int) -> int:
     N, M, D, rows = transition.N, transition.M, transition.D, plan.plans * plan.candidates
     first = min(rows, exp.bins.V) if plan.proposal == "beam" else rows
     states = N * (rows if plan.proposal == "beam" else plan.plans)
-    return past * D + N + first + rows * (M + 1) + (plan.horizon - 1) * (states + rows * (M + 2))
+    return past * D + N + first + rows * M + (plan.horizon - 1) * (plan.plans + states + rows * (M + 1))
 
 
 cost = []
