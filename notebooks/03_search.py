@@ -364,10 +364,10 @@ choice.style.format("{:.2f}")
 # %% [markdown]
 # ## What a decision costs
 #
-# Each token of each plan is read once, thanks to the cache; $r$ and $R$ are two more tokens for each transition. With
-# $p$ past transitions, `v1` reads
+# Each token of each plan is read once, thanks to the cache; $r$ is one more token of each candidate, $R$ one of each
+# plan that is kept and goes on. With $p$ past transitions, `v1` reads
 #
-# $$pD + N + BK(M + 2) + (h - 1)\,BK\,(N + M + 2)$$ (eq-cost)
+# $$pD + N + BK(M + 1) + (h - 1)\,\bigl(B + BK\,(N + M + 1)\bigr)$$ (eq-cost)
 #
 # tokens, as long as $BK \le V$. `released` predicts one state for each plan, so $N$ in the last term counts only $B$
 # times. The code counts what the model really reads:
