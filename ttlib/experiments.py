@@ -165,7 +165,7 @@ def offline_rl(config: DataConfig, name: str, size: str, profile: str, updates: 
         plan = replace(plan, horizon=2, plans=2)
     return Experiment(
         name, size, profile, data=config, bins=bins, model=model, train=train,
-        past=0, plan=plan, width=8, seeds=tuple(range({"smoke": 2, "laptop": 3, "paper": 15}[size])),
+        past=0, plan=plan, width=4, seeds=tuple(range({"smoke": 2, "laptop": 3, "paper": 15}[size])),
     )  # fmt: skip
 
 

@@ -214,7 +214,7 @@ def figure_4(size: str, rollouts: pd.DataFrame) -> pd.DataFrame:
     return results.table("fig4_offline_rl", size, make, {"level": 0.9}, {"rollouts": results.key(text)})
 
 
-LENGTHS = {0: "action alone", 1: "1 transition", 2: "2 transitions", 4: "4 transitions"}  # of a likelihood beam
+LENGTHS = {0: "action alone", 1: "1 transition", 3: "3 transitions"}  # of a likelihood beam
 
 
 def imitation(size: str) -> pd.DataFrame:
