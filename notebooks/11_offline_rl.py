@@ -35,7 +35,7 @@ from ttlib import draw, envs, experiments, offline, results, stages
 if source not in ("regenerated", "official"):
     raise ValueError(f"source={source!r}; expected 'regenerated' or 'official' (D4RL's files, fetched or in place)")
 official = source == "official"
-NAMES = offline.names(official)
+NAMES = offline.names(size, official)
 v1, released = ({name: experiments.get(name, size, profile) for name in NAMES} for profile in experiments.PROFILES)
 
 # %% [markdown]
@@ -167,7 +167,8 @@ table
 # slow.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-offline-rollouts", "caption": "Return against length of every rollout: planning in both profiles (colour), behaviour cloning and the data's policies (grey). A point left of 1000 steps is a fall."}, "image": {"alt": "Nine scatter plots of return against episode length, one for each dataset."}}
-figure, panels = plt.subplots(3, 3, figsize=(9, 8), layout="constrained", sharex=True)
+rows = -(-len(NAMES) // 3)
+figure, panels = plt.subplots(rows, 3, figsize=(9, 0.8 + 2.4 * rows), layout="constrained", sharex=True, squeeze=False)
 styles = {("tto", "released"): ("transformer", "o"), ("tto", "v1"): ("third", "s"), ("bc", "any"): ("data", "x"), ("behaviour", "any"): ("data", ".")}
 for axes, name in zip(panels.flat, NAMES):
     for (method, profile), (colour, marker) in styles.items():

@@ -305,6 +305,11 @@ _EXPERIMENTS = {
 }
 
 
+def table1(size: str) -> tuple[str, ...]:
+    """The datasets of Table 1; at smoke size one of each robot and of each quality."""
+    return TABLE1 if size != "smoke" else (TABLE1[0], TABLE1[4], TABLE1[8])
+
+
 def datasets(size: str) -> list[DataConfig]:
     """What `make data` makes: all that are regenerated, four rooms and the pendulum."""
     others = [get(name, size).data for name in ("four-rooms", "four-rooms-held-out", "pendulum")]
@@ -325,7 +330,7 @@ def names() -> list[str]:
 def needed(size: str) -> list[Experiment]:
     """The experiments whose models the pages need, in order."""
     rooms = [get(name, size) for name in _EXPERIMENTS if name.startswith("four-rooms")]
-    table1 = [get(name, size, profile) for profile in PROFILES[::-1] for name in TABLE1]
+    table1 = [get(name, size, profile) for profile in PROFILES[::-1] for name in table1(size)]
     experts = [get(name, size) for name in EXPERTS] + [get(name, size, "released") for name in BINS]
     humanoids = [get(name, size) for name in _EXPERIMENTS if name.startswith("humanoid")]
     seeds = long_horizon(size, "observed").seeds

@@ -111,8 +111,8 @@ def comparison(name: str, size: str) -> list[Run]:
     return runs
 
 
-def names(official: bool = False) -> list[str]:
-    return [f"{name}-v2" if official else name for name in experiments.TABLE1]
+def names(size: str, official: bool = False) -> list[str]:
+    return [f"{name}-v2" if official else name for name in experiments.table1(size)]
 
 
 def table(name: str, size: str, runs: list[Run]) -> pd.DataFrame:
@@ -135,11 +135,11 @@ def _inputs(runs: list[Run]) -> dict[str, str]:
 
 def table1(size: str, official: bool = False) -> pd.DataFrame:
     """`table1_rollouts.csv`."""
-    return table("table1_rollouts", size, [run for name in names(official) for run in comparison(name, size)])
+    return table("table1_rollouts", size, [run for name in names(size, official) for run in comparison(name, size)])
 
 
 def planners(size: str, official: bool = False) -> list[Run]:
-    return [run for name in names(official) for run in comparison(name, size) if run.scorer]
+    return [run for name in names(size, official) for run in comparison(name, size) if run.scorer]
 
 
 def values(size: str, official: bool = False) -> pd.DataFrame:
@@ -166,7 +166,7 @@ def likelihoods(size: str, official: bool = False) -> pd.DataFrame:
                 rows.append({"dataset": run.exp.data.name, "method": run.method, "profile": run.profile, "setting":
                              run.setting, "scorer": run.scorer.profile, "rollout_seed": seed,
                              "log_likelihood": steps.log_density.mean()})  # fmt: skip
-        for name in names(official):
+        for name in names(size, official):
             for profile in PROFILES:
                 rows.append(_held_out(experiments.get(name, size, profile)))
         return pd.DataFrame(rows)
