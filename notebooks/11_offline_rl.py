@@ -87,7 +87,7 @@ pd.DataFrame(
 # ## What is compared
 #
 # - **planning** in both profiles (Section 3.2);
-# - **behaviour cloning**, an MLP of 2 x 256, early stopped, three training seeds, on all episodes and on the tenth of
+# - **behaviour cloning**, an MLP of 2 x 256, early stopped, on all episodes and on the tenth of
 #   them with the greatest return;
 # - **the data's own policies**, snapshot after snapshot;
 # - **random shooting**: the classical planner through a single-step model. An ensemble of five Gaussian networks

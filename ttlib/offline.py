@@ -99,7 +99,7 @@ def comparison(name: str, size: str) -> list[Run]:
     v1, released = (experiments.get(name, size, profile) for profile in ("v1", "released"))
     runs = [planning(released, scorer=v1), planning(v1, scorer=released)]
     for method, setting in (("bc", "MLP 2 x 256"), ("bc10", "MLP 2 x 256, best tenth of episodes")):
-        runs += [Run(v1, method, setting, v1.seeds, model_seed) for model_seed in range(1 if size == "smoke" else 3)]
+        runs += [Run(v1, method, setting, v1.seeds, model_seed) for model_seed in experiments.MODEL_SEEDS[size]]
     if not v1.data.official:
         many = tuple(range(2 if size == "smoke" else 12))
         runs.append(Run(v1, "behaviour", "the data's policies in turn", many))
@@ -226,8 +226,7 @@ def imitation(size: str) -> pd.DataFrame:
         for horizon, setting in LENGTHS.items():
             if horizon <= longest:
                 runs.append(Run(replace(exp, horizon=horizon), "imitation", setting, exp.seeds))
-        cloned = range(1 if size == "smoke" else 3)
-        runs += [Run(exp, "bc", "MLP 2 x 256", exp.seeds, model_seed) for model_seed in cloned]
+        runs += [Run(exp, "bc", "MLP 2 x 256", exp.seeds, seed) for seed in experiments.MODEL_SEEDS[size]]
         runs.append(Run(exp, "behaviour", "the expert", tuple(range(2 if size == "smoke" else 12))))
     return table("imitation_rollouts", size, runs)
 
