@@ -312,6 +312,11 @@ def table1(size: str) -> tuple[str, ...]:
     return TABLE1 if size != "smoke" else (TABLE1[0], TABLE1[4], TABLE1[8])
 
 
+def bins(size: str) -> tuple[str, ...]:
+    """The ablation of bins.  Not at laptop size: its models are not shipped, and take twenty minutes to train."""
+    return BINS if size != "laptop" else ()
+
+
 def datasets(size: str) -> list[DataConfig]:
     """What `make data` makes: all that are regenerated, four rooms and the pendulum."""
     others = [get(name, size).data for name in ("four-rooms", "four-rooms-held-out", "pendulum")]
@@ -333,7 +338,7 @@ def needed(size: str) -> list[Experiment]:
     """The experiments whose models the pages need, in order."""
     rooms = [get(name, size) for name in _EXPERIMENTS if name.startswith("four-rooms")]
     table1 = [get(name, size, profile) for profile in PROFILES[::-1] for name in table1(size)]
-    experts = [get(name, size) for name in EXPERTS] + [get(name, size, "released") for name in BINS]
+    experts = [get(name, size) for name in EXPERTS] + [get(name, size, "released") for name in bins(size)]
     humanoids = [get(name, size) for name in _EXPERIMENTS if name.startswith("humanoid")]
     seeds = long_horizon(size, "observed").seeds
     humanoids = [replace(exp, train=replace(exp.train, seed=seed)) for seed in seeds for exp in humanoids]
