@@ -196,7 +196,8 @@ html[data-theme="dark"] #NAME, [data-jp-theme-light="false"] #NAME { --look: 0 1
 #NAME table { border-collapse: collapse; border: 0; table-layout: fixed; width: 100%; margin: 0; font-size: 0.75rem;
   display: table; color: inherit; }
 #NAME tr, #NAME th, #NAME td { background: none; color: inherit; border: 0; }
-#NAME th { font-weight: normal; padding: 0 0.3rem 0 0; text-align: left; white-space: nowrap; overflow: hidden; }
+#NAME th { font-weight: normal; padding: 0 0.3rem 0 0; text-align: left; vertical-align: middle;
+  white-space: nowrap; overflow: hidden; }
 #NAME th:first-child { width: 13.5rem; }
 #NAME thead th + th { text-align: center; padding: 0; }
 #NAME td { border: 1px solid rgb(128 128 128 / 0.35); height: 24px; padding: 0; text-align: center; cursor: pointer;
