@@ -78,7 +78,8 @@ def draw_figure() -> pd.DataFrame:
 
 
 inputs = {e.label: stages.weights_key(e) for e, _ in models.values()}
-config = {"experiments": [e for e, _ in models.values()], "seeds": seeds, "profile": "v1 and released"}
+# Weights decide what is seen here; how their models plan does not.
+config = {"models": {label: e.model for label, (e, _) in models.items()}, "seeds": seeds, "profile": "v1 and released"}
 shown = results.table("fig3_attention", size, draw_figure, config | {"layers": layers, "transitions": 5}, inputs)
 
 # %% tags=["hide-input"]
