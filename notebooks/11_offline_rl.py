@@ -92,7 +92,7 @@ pd.DataFrame(
 # - **the data's own policies**, snapshot after snapshot;
 # - **random shooting**: the classical planner through a single-step model. An ensemble of five Gaussian networks
 #   predicts states and rewards, an MLP the value of the last state, and the best of uniformly drawn action sequences
-#   is followed for one step. It has the planner's horizon and as many transitions of the model, or eight times as many.
+#   is followed for one step. It has the horizon of `released` and as many transitions of its model.
 
 # %%
 runs = [run for name in NAMES for run in offline.comparison(name, size)]
@@ -107,13 +107,14 @@ LABELS = {
     "bc": "behaviour cloning",
     "bc10": "cloning, best tenth",
     "behaviour": "the data's policies",
+    "random_shooting": "random shooting",
 }
 
 
 def label(method: str, profile: str) -> str:
     if method == "tto":
         return f"planning, {profile}"
-    return LABELS.get(method, method.replace("random_shooting", "shooting"))
+    return LABELS[method]
 
 
 ours = scores[scores.source == "ours"].copy()
@@ -196,11 +197,11 @@ values = offline.values(size, official)
 likelihoods = offline.likelihoods(size, official)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-promises", "caption": "Left: predicted minus achieved discounted return, mean over each dataset (dots) and over all (bars). Right: log-density of the actions taken, under the model of the other profile, minus that of the data's own held-out actions."}, "image": {"alt": "Two dot plots: overestimation and action likelihood of planning in two profiles and of random shooting."}}
-values["label"] = [label(m, p) if m == "tto" else f"shooting, {s.split(', ')[1]}" for m, p, s in zip(values.method, values.profile, values.setting)]
+values["label"] = [label(*x) for x in zip(values.method, values.profile)]
 values["gap"] = values.predicted - values.achieved
 gap = values.groupby(["label", "dataset"], sort=False).gap.mean().unstack("label")
 likely = likelihoods.copy()
-likely["label"] = [label(m, p) if m == "tto" else "data" if m == "data" else f"shooting, {s.split(', ')[1]}" for m, p, s in zip(likely.method, likely.profile, likely.setting)]
+likely["label"] = ["data" if m == "data" else label(m, p) for m, p in zip(likely.method, likely.profile)]
 reference = likely[likely.label == "data"].set_index(["dataset", "scorer"]).log_likelihood
 likely["excess"] = likely.log_likelihood - reference.loc[pd.MultiIndex.from_frame(likely[["dataset", "scorer"]])].to_numpy()
 excess = likely[likely.label != "data"].groupby(["label", "dataset"], sort=False).excess.mean().unstack("label")
@@ -261,8 +262,8 @@ Markdown(
     + (f"Planning is below its data's own mean on {', '.join(below)}. " if below else "On every dataset it is at least as good as the data's mean. ")
     + (f"On medium-expert data it reaches these shares of the expert's mean return: {print_expert}. " if expert else "")
     + f"Its plans promise {gap[best].mean():+.0f} more than follows, random shooting with as many transitions of the model "
-    f"{gap[[c for c in gap.columns if 'shooting' in c][0]].mean():+.0f}; the actions it takes are {excess[best].mean():+.1f} nats from the "
-    f"data's, those of random shooting {excess[[c for c in excess.columns if 'shooting' in c][0]].mean():+.1f}."
+    f"{gap['random shooting'].mean():+.0f}; the actions it takes are {excess[best].mean():+.1f} nats from the "
+    f"data's, those of random shooting {excess['random shooting'].mean():+.1f}."
 )
 
 # %% [markdown]
