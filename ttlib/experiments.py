@@ -337,12 +337,12 @@ def names() -> list[str]:
 def needed(size: str) -> list[Experiment]:
     """The experiments whose models the pages need, in order."""
     rooms = [get(name, size) for name in _EXPERIMENTS if name.startswith("four-rooms")]
-    table1 = [get(name, size, profile) for profile in PROFILES[::-1] for name in table1(size)]
+    planned = [get(name, size, profile) for profile in PROFILES[::-1] for name in table1(size)]
     experts = [get(name, size) for name in EXPERTS] + [get(name, size, "released") for name in bins(size)]
     humanoids = [get(name, size) for name in _EXPERIMENTS if name.startswith("humanoid")]
     seeds = long_horizon(size, "observed").seeds
     humanoids = [replace(exp, train=replace(exp.train, seed=seed)) for seed in seeds for exp in humanoids]
-    return [*rooms, *attention(size), get("pendulum", size), *humanoids, *table1, *experts]
+    return [*rooms, *attention(size), get("pendulum", size), *humanoids, *planned, *experts]
 
 
 def get(name: str, size: str = "laptop", profile: str = "v1") -> Experiment:
