@@ -357,3 +357,29 @@ def test_a_failed_save_leaves_no_half_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space left"):
         train.fit(model, tiny_windows(), TrainConfig(3, 4), tmp_path / "run", stop_at=1, **FP32)
     assert not list((tmp_path / "run").iterdir())
+
+
+@given(st.binary(max_size=200))
+def test_packed_weights_come_back_byte_for_byte(content):
+    assert train.unpack(train.pack(content)) == content
+
+
+def test_packing_makes_checkpoints_smaller_and_changes_nothing_that_is_read(tmp_path):
+    weights = {"w": torch.randn(300, 64).bfloat16(), "edges": torch.randn(5, 7, dtype=torch.float64)}
+    content = safetensors.torch.save(weights)
+    packed = train.pack(content)
+    assert len(packed) < 0.75 * len(content)
+    for name, stored in (("model.safetensors", content), (train.PACKED, packed)):
+        folder = tmp_path / name.replace(".", "-")
+        folder.mkdir()
+        (folder / name).write_bytes(stored)
+        assert train.weights(folder) == content
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_packed_weights_that_end_too_early_are_refused(share):
+    packed = train.pack(bytes(range(256)) * 20)
+    with pytest.raises(ValueError, match="cannot be unpacked"):
+        train.unpack(packed[: int(share * len(packed))])
+    with pytest.raises(ValueError, match="cannot be unpacked"):
+        train.unpack(b"no stream" + packed)

@@ -16,7 +16,7 @@ from scipy.special import logsumexp, ndtr
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ttlib import results
+from ttlib import results, train
 from ttlib.data import Episodes
 
 MODES = ("ts1", "tsinf")
@@ -358,13 +358,12 @@ def save(folder: Path, ensemble: Ensemble, about: dict) -> None:
 def load(folder: Path, device: str | torch.device = "cpu") -> tuple[Ensemble, dict]:
     """Read what `save` wrote -> ensemble, about; FileNotFoundError if it is not there, ValueError if damaged."""
     folder = Path(folder)
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).exists():
-            raise FileNotFoundError(f"{folder / name} is missing; expected an ensemble, made by `make scratch`")
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(f"{folder / 'config.json'} is missing; expected an ensemble, made by `make scratch`")
     try:
         config = json.loads((folder / "config.json").read_text())
         ensemble = Ensemble(config["N"], config["M"], EnsembleConfig(**config["ensemble"]))
-        ensemble.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+        ensemble.load_state_dict(safetensors.torch.load(train.weights(folder)))
         return ensemble.eval().to(device), config["about"]
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{folder} is not a readable ensemble ({error!r}); delete it and run `make all`") from error

@@ -186,18 +186,19 @@ def ship(exp: Experiment) -> Path:
 
 
 def shipped(source: Path, target: Path) -> Path:
-    """A folder under build/checkpoints copied to `target`, which it replaces."""
+    """A folder under build/checkpoints copied to `target`, which it replaces, its weights packed."""
     if not (source / "config.json").exists():
         raise FileNotFoundError(f"{source} is missing: `make scratch` trains it")
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("resume*"))
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("resume*", "model.safetensors*"))
+    (target / train.PACKED).write_bytes(train.pack(train.weights(source)))
     return target
 
 
 def weights_key(exp: Experiment) -> str:
     """Of the weights themselves: what results are computed from."""
     folder = checkpoint_folder(exp)
-    return results.file_key(folder / "model.safetensors") if folder else model_key(exp)
+    return hashlib.sha256(train.weights(folder)).hexdigest()[:16] if folder else model_key(exp)
 
 
 def device() -> torch.device:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import time
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -240,6 +241,43 @@ class Checkpoint:
     weight: Tensor
 
 
+PACKED = "model.safetensors.z"  # how weights are shipped: a third smaller
+
+
+def weights(folder: Path) -> bytes:
+    """The content of a folder's model.safetensors, packed or not; FileNotFoundError if it is not there, ValueError if
+    it is damaged."""
+    for name in ("model.safetensors", PACKED):
+        if (folder / name).exists():
+            content = (folder / name).read_bytes()
+            return unpack(content) if name == PACKED else content
+    raise FileNotFoundError(f"{folder / 'model.safetensors'} is missing; expected a checkpoint, made by `make scratch`")
+
+
+def pack(content: bytes) -> bytes:
+    """Every fourth byte, from each of the first four on, as a zlib stream of its own: exponents of floats are alike."""
+    packers = [zlib.compressobj(9, strategy=zlib.Z_HUFFMAN_ONLY) for _ in range(4)]
+    return b"".join(packer.compress(content[i::4]) + packer.flush() for i, packer in enumerate(packers))
+
+
+def unpack(packed: bytes) -> bytes:
+    """What `pack` was given.  ValueError if that cannot be read."""
+    parts = []
+    for _ in range(4):
+        stream = zlib.decompressobj()
+        try:
+            parts.append(stream.decompress(packed))
+        except zlib.error as error:
+            raise ValueError(f"weights cannot be unpacked ({error}): fetch or train them again") from error
+        if not stream.eof:
+            raise ValueError("weights cannot be unpacked (they end too early): fetch or train them again")
+        packed = stream.unused_data
+    content = bytearray(sum(map(len, parts)))
+    for i, part in enumerate(parts):
+        content[i::4] = part
+    return bytes(content)
+
+
 def about(folder: Path) -> dict:
     """What a checkpoint says of itself, without its weights; ValueError if that cannot be read."""
     try:
@@ -251,12 +289,11 @@ def about(folder: Path) -> dict:
 def load(folder: Path, device: str | torch.device = "cpu") -> Checkpoint:
     """Read a checkpoint; FileNotFoundError if there is none, ValueError if it is damaged or of another shape."""
     folder = Path(folder)
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).exists():
-            raise FileNotFoundError(f"{folder / name} is missing; expected a checkpoint folder, made by `make scratch`")
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(f"{folder / 'config.json'} is missing; expected a checkpoint, made by `make scratch`")
     try:
         config = json.loads((folder / "config.json").read_text())
-        tensors = safetensors.torch.load_file(folder / "model.safetensors")
+        tensors = safetensors.torch.load(weights(folder))
         transition = Transition(**config["model"].pop("transition"))
         model = GPT(ModelConfig(transition, **config["model"]))
         settings, about = (config["tokenizer"]["V"], config["tokenizer"]["kind"]), config["about"]
