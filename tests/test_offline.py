@@ -202,16 +202,15 @@ def test_values_of_plans_are_beside_the_returns_that_followed():
 def test_the_mean_row_of_figure_4_is_the_mean_of_means(monkeypatch, tmp_path):
     monkeypatch.setattr(results, "TABLES", tmp_path / "tables")
     monkeypatch.setattr(results, "folder", lambda size: tmp_path / size)
-    rows = [{"dataset": d, "method": "tto", "profile": "v1", "setting": "", "score": s}
-            for d, scores in (("hopper-medium", [1.0, 3.0, 5.0]), ("walker2d-medium", [10.0])) for s in scores]  # fmt: skip
+    scores = {"hopper-medium": [1.0, 3.0, 5.0], "walker2d-medium": [10.0]}
+    rows = [{"dataset": d, "method": "tto", "profile": "v1", "setting": "", "score": s} for d in scores for s in scores[d]]
     found = offline.figure_4("smoke", pd.DataFrame(rows))
     ours = found[found.source == "ours"].set_index("dataset")
     assert ours["mean"].to_dict() == {"hopper-medium": 3.0, "walker2d-medium": 10.0, "mean": 6.5}
     assert ours.loc["mean", "low"] == pytest.approx((ours.loc["hopper-medium", "low"] + 10) / 2)
     assert ours.loc["hopper-medium", "stderr"] == pytest.approx(2 / 3**0.5)
-    paper = found[(found.method == "TTO") & (found.dataset != "mean")]
-    assert len(paper) == 9 and found[(found.method == "TTO") & (found.dataset == "mean")]["mean"].item() == pytest.approx(
-        paper["mean"].mean(), abs=1e-3)  # fmt: skip
+    paper, mean = (found[(found.method == "TTO") & (found.dataset.eq("mean") == which)] for which in (False, True))
+    assert len(paper) == 9 and mean["mean"].item() == pytest.approx(paper["mean"].mean(), abs=1e-3)
 
 
 def test_every_comparison_of_every_dataset_is_a_run_of_its_own():
