@@ -1,87 +1,366 @@
-"""python tools/bench.py: tokens a second in training and decisions a second in planning, beside the machine's rate."""
+"""python tools/bench.py: the cost of a decision and of training on this machine, beside its matrix products.
 
+Tables figures/<size>/bench_*.csv: planning, training, scaling (cost against beam width, horizon, context and
+environments; which searches keep up with a robot) and profile (where a decision's time goes).  By default a part of the
+rows in a few minutes, with --all every row in about fifteen.  Rows that this machine measured with the same code stay,
+so a killed run goes on where it was.
+
+Models have random weights and a window of 20 transitions; a decision is made in the steady state: five past transitions
+and a state.  With one thread the clock counts this process's time alone, so that other work on the machine disturbs
+little; else it is the wall's.  The shortest of several runs counts.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
-from ttlib import control, experiments, results, tokenizer, train
-from ttlib.model import GPT
+from ttlib import control, experiments, results, search, stages, tokenizer, train
+from ttlib.model import GPT, ModelConfig
+
+WINDOW, PAST = 20, 5  # transitions
+TASKS = {"hopper": experiments.HOPPER, "halfcheetah": tokenizer.Transition(17, 6)}
+MODELS = {  # O: the authors' code; P: the paper; S: for size smoke
+    "O": dict(n_layer=4, n_head=4, d_model=128),
+    "P": dict(n_layer=4, n_head=6, d_model=192),
+    "S": dict(n_layer=1, n_head=2, d_model=16),
+}
+SEARCHES = {"fast": (32, 5), "default": (128, 15)}  # plans, horizon; two candidates each
+CODE = ("tools/bench.py", *(f"ttlib/{name}.py" for name in ("model", "search", "control", "train", "tokenizer")))
 
 
-def seconds(work: Callable[[], object], repeats: int = 5) -> float:
-    """Shortest of several runs after one that is not counted: other processes only ever add time."""
-    work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
+@dataclass(frozen=True)
+class Planning:
+    """One row of bench_planning.csv or bench_scaling.csv: a batch of decisions."""
+
+    task: str
+    model: str
+    profile: str = "released"
+    setting: str = "fast"  # or default; uncached: fast without a cache; other: another search
+    plans: int = 32
+    horizon: int = 5
+    past: int = PAST
+    environments: int = 1
+    dtype: str = "float32"
+    threads: int = 1
+    axis: str = ""  # what is varied: beam width, horizon, past, environments; real time
+
+    @property
+    def plan(self) -> search.Plan:
+        proposal = "beam" if self.profile == "v1" else "sample"
+        return search.Plan(self.horizon, self.plans, 2, include_current=self.profile == "v1", proposal=proposal)
+
+
+@dataclass(frozen=True)
+class Training:
+    """One row of bench_training.csv: updates of AdamW on batches of 64 windows of ten transitions."""
+
+    task: str
+    model: str
+    setting: str = "block"  # where dropout is: "block", as the paper has it, or "everywhere"
+    dtype: str = "float32"
+    threads: int = 1
+    batch: int = 64
+    environments: int = 0
+
+
+class Uncached:
+    """The search's verbs by reading every sequence anew for every token: what a cache is compared with."""
+
+    def __init__(self, model: GPT, tokenizer_: tokenizer.Tokenizer, ids: torch.Tensor):
+        self.model, self.tokenizer, self.ids = model, tokenizer_, ids[:, None]
+        self.log_p = self._read()
+
+    def _read(self) -> torch.Tensor:
+        parts = self.ids.flatten(0, 1).split(64)
+        return torch.cat([self.model(part)[:, -1] for part in parts]).log_softmax(-1).view(*self.ids.shape[:2], -1)
+
+    def advance(self, bins: torch.Tensor, parents: torch.Tensor | None) -> torch.Tensor:
+        if parents is not None:
+            self.ids = self.ids.take_along_dim(parents[..., None], 1)
+        offset = train.offsets(self.model.config, self.ids.shape[2] + 1)[-1]
+        self.ids = torch.cat([self.ids, bins[..., None] + offset], 2)
+        return self._read()
+
+    def keep(self, rows: torch.Tensor) -> None:
+        self.ids = self.ids.view(len(rows), -1, self.ids.shape[2]).take_along_dim(rows[..., None], 1).flatten(0, 1)[:, None]
+
+
+# -- what is measured --------------------------------------------------------------------------------------
+
+
+def seconds(work: Callable[[], object], threads: int, budget: float = 1.5) -> float:
+    """The shortest of up to ten runs, of two at least where they are not long."""
+    cuda = torch.cuda.is_available()
+    clock, times = time.perf_counter if cuda or threads > 1 else time.process_time, []
+    while not times or (len(times) < 2 and sum(times) < 4 * budget) or (len(times) < 10 and sum(times) < budget):
+        start = clock()
         work()
-        times.append(time.perf_counter() - start)
+        if cuda:
+            torch.cuda.synchronize()
+        times.append(clock() - start)
     return min(times)
 
 
-def flops_per_token(model: GPT, context: float) -> float:
-    """Multiplications and additions of one token forward: matrices, attention to `context` tokens, head."""
-    d, layers = model.config.d_model, model.config.n_layer
-    return 2 * (layers * (12 * d * d + 2 * context * d) + d * model.config.V)
+def ceiling(dtype: torch.dtype, threads: int) -> float:
+    """Matrix products of this machine, 10^9 operations a second."""
+    n = 8192 if torch.cuda.is_available() else 1024
+    x = torch.ones(n, n, dtype=dtype, device=stages.device())
+    return 2e-9 * n**3 / seconds(lambda: x @ x, threads, budget=0.3)
 
 
-def training(exp: experiments.Experiment, dtype: torch.dtype) -> dict:
-    model, length = GPT(exp.model), exp.model.max_tokens
-    ids = torch.randint(exp.model.V, (exp.train.batch, length)) + train.offsets(exp.model, length)
-    optimisers = train.optimisers(model, exp.train)
+def count_operations(model: GPT, work: Callable[[], object]) -> float:
+    """Multiplications and additions that `work` cannot do without: each token that the model reads goes through its
+    matrices, attends to those before it, and is followed by one set of logits."""
+    config, total = model.config, 0.0
 
-    batch = (ids, torch.ones(ids.shape))
-    rate = ids.numel() / seconds(lambda: train.step(model, optimisers, batch, exp.train, 0, dtype))
-    share = 3 * rate * flops_per_token(model, length / 2) / 1e9 / results.gflops()
-    setting = f"training, batch {exp.train.batch}, {exp.model.T} transitions"
-    return {
-        "setting": setting,
-        "environments": "",
-        "dtype": str(dtype)[6:],
-        "tokens_per_second": round(rate),
-        "share_of_ceiling": round(share, 2) if dtype == torch.float32 else None,
-    }
+    def read(_, inputs):
+        (rows, t), start = inputs[0].shape, inputs[2] if len(inputs) > 2 else 0
+        layer = 12 * config.d_model**2 + 2 * config.d_model * (start + (t + 1) / 2)
+        nonlocal total
+        total += 2 * rows * t * (config.n_layer * layer + config.d_model * config.V)
+
+    hook = model.register_forward_pre_hook(read)
+    work()
+    hook.remove()
+    return total
 
 
-def planning(exp: experiments.Experiment, environments: int) -> dict:
-    """A decision in the steady state: the context is full."""
-    model, transition = GPT(exp.model).eval(), exp.model.transition
-    fitted = tokenizer.fit(torch.rand(1000, transition.D), transition, exp.bins.V, exp.bins.kind)
-    length = exp.past * transition.D + transition.N
-    ids = torch.randint(exp.model.V, (environments, length)) + train.offsets(exp.model, length)
-    choose = control.by_reward(exp.plan, torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        took = seconds(lambda: choose(control.Decoder(model, fitted, ids)), repeats=3) / environments
-    plan = exp.plan
-    setting = f"planning, {exp.profile}: past {exp.past}, horizon {plan.horizon}, {plan.plans} x {plan.candidates}"
-    return {
-        "setting": setting,
-        "environments": environments,
-        "dtype": "float32",
-        "decisions_per_second": round(1 / took, 1),
-    }
+def deciding(job: Planning) -> tuple[GPT, Callable[[], object]]:
+    """The model and one batch of decisions."""
+    transition, device = TASKS[job.task], stages.device()
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(transition, WINDOW, **MODELS[job.model])).eval().to(device, getattr(torch, job.dtype))
+    fitted = tokenizer.fit(torch.rand(1000, transition.D), transition, model.config.V, "uniform").to(device)
+    length = job.past * transition.D + transition.N
+    ids = torch.randint(model.config.V, (job.environments, length)) + train.offsets(model.config, length)
+    ids, reader = ids.to(device), Uncached if job.setting == "uncached" else control.Decoder
+    choose = control.by_reward(job.plan, torch.Generator(device).manual_seed(0))
+    return model, torch.inference_mode()(lambda: choose(reader(model, fitted, ids)))
+
+
+def measure(job: Planning | Training) -> dict:
+    torch.set_num_threads(job.threads)
+    dtype = getattr(torch, job.dtype)
+    row = {"gflops_ceiling": ceiling(dtype, job.threads), "gflops_fp32": ceiling(torch.float32, job.threads)}
+    model, work = deciding(job) if isinstance(job, Planning) else updating(job)
+    operations = count_operations(model, work)
+    took = seconds(work, job.threads)
+    if isinstance(job, Planning):
+        row |= {"seconds_per_decision": took / job.environments, "gflop_per_decision": 1e-9 * operations / job.environments}
+        if job.threads == 1 and job.profile == "released" and not job.axis and job.setting != "uncached":
+            row["peak_mb"] = peak(job) if job.environments in (1, 16) else np.nan
+    else:
+        operations *= 3  # backward costs twice as much as forward
+        row |= {"tokens_per_second": job.batch * 10 * TASKS[job.task].D / took}
+    return row | {"share_of_ceiling": 1e-9 * operations / took / row["gflops_ceiling"]}
+
+
+def updating(job: Training) -> tuple[GPT, Callable[[], object]]:
+    """The model and one update of it."""
+    torch.manual_seed(0)
+    config = ModelConfig(TASKS[job.task], 10, dropout_where=job.setting, **MODELS[job.model])
+    model, setting = GPT(config).to(stages.device()), train.TrainConfig(100, job.batch, "adamw", 6e-4, clip=1.0)
+    ids = torch.randint(config.V, (job.batch, config.max_tokens)) + train.offsets(config, config.max_tokens)
+    batch, optimisers = (ids.to(stages.device()), torch.ones(ids.shape, device=stages.device())), train.optimisers(model, setting)
+    return model.train(), lambda: train.step(model, optimisers, batch, setting, 0, getattr(torch, job.dtype))
+
+
+def peak(job: Planning) -> float:
+    """Megabytes that a batch of decisions adds to a process that has made a small one."""
+    if torch.cuda.is_available():
+        _, work = deciding(job)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    command = [sys.executable, __file__, "--peak", json.dumps(asdict(job))]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def peak_here(job: Planning) -> float:
+    """`peak` in a process of its own."""
+    import resource
+
+    scale = 1 if sys.platform == "darwin" else 1024
+    torch.set_num_threads(job.threads)
+    deciding(replace(job, plans=2, horizon=1, environments=1))[1]()
+    _, work = deciding(job)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    work()
+    return scale * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e6
+
+
+KINDS = {
+    "matrix products": ("mm", "addmm", "linear", "_linear"),
+    "attention products": ("bmm", "baddbmm", "_scaled_dot_product"),
+    "softmax, GELU, LayerNorm": ("_softmax", "gelu", "native_layer_norm", "_log_softmax"),
+    "copies and indexing": ("copy_", "cat", "index", "gather", "scatter", "embedding", "fill_", "constant_pad"),
+    "choosing: sort, top-k, draws": ("sort", "topk", "multinomial", "argmax", "cumsum", "exponential_", "searchsorted"),
+}
+
+
+def profile(dtype: str, model: str) -> Iterator[dict]:
+    """Share of a fast decision's time by kind of operation."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as record
+
+    torch.set_num_threads(1)
+    for environments in (1, 16):
+        _, work = deciding(Planning("hopper", model, environments=environments, dtype=dtype))
+        work()
+        with record(activities=[ProfilerActivity.CPU]) as recorded:
+            work()
+        times, calls = {}, {}
+        for event in recorded.key_averages():
+            name = event.key.removeprefix("aten::").removeprefix("mkldnn")
+            kind = next((kind for kind, names in KINDS.items() if name.startswith(names)), "all else, dispatch")
+            times[kind] = times.get(kind, 0) + event.self_cpu_time_total
+            calls[kind] = calls.get(kind, 0) + event.count
+        for kind in times:
+            row = {"task": "hopper", "model": model, "environments": environments, "dtype": dtype, "kind": kind}
+            yield row | {"share": times[kind] / sum(times.values()), "calls": calls[kind]}
+
+
+# -- which rows --------------------------------------------------------------------------------------------
+
+
+def dtypes() -> list[str]:
+    """fp32, and bf16 where the machine is faster with it."""
+    fast = str(train.fast_dtype(stages.device()))[6:]
+    return ["float32"] + [fast] * (fast != "float32")
+
+
+def rows(size: str, whole: bool) -> dict[str, list]:
+    """Table -> jobs."""
+    models = {"smoke": ["S"]}.get(size, ["O", "P"] if whole else ["O"])
+    threads = [1, 2] if whole and (os.cpu_count() or 1) > 1 and not torch.cuda.is_available() else [1]
+    planning, training, scaling = [], [], []
+    for t in threads:
+        for dtype in dtypes():
+            for model in models:
+                for task in TASKS:
+                    base = Planning(task, model, dtype=dtype, threads=t)
+                    many = {"smoke": (1, 2)}.get(size, (1, 4, 16, 64) if whole else (1, 16))
+                    planning += [replace(base, environments=n) for n in many]
+                    default = replace(base, setting="default", plans=128, horizon=15)
+                    if size != "smoke" and (whole or task == "hopper"):
+                        planning.append(default)
+                    if t == 1 and model != "P":
+                        planning += [replace(base, profile="v1", environments=n) for n in many[:3:2]]
+                        if whole:
+                            planning.append(replace(default, profile="v1"))
+                    training += [Training(task, model, where, dtype, t) for where in ("block", "everywhere")]
+    model = models[0]
+    planning.append(Planning("hopper", model, setting="uncached"))
+    if size == "smoke":
+        planning, training = [replace(job, plans=2, horizon=2) for job in planning], [replace(job, batch=2) for job in training]
+    base = Planning("hopper", model, setting="other")
+    small = 3 if size == "smoke" else None
+    scaling += [replace(base, axis="beam width", plans=n) for n in (4, 8, 16, 32, 64, 128)[:small]]
+    scaling += [replace(base, axis="horizon", horizon=n) for n in (1, 2, 5, 10, 15)[:small]]
+    scaling += [replace(base, axis="past", past=n) for n in (0, 1, 2, 5, 10, 15)[:small]]
+    scaling += [replace(base, axis="environments", environments=n) for n in (1, 2, 4, 8, 16, 32)[:small]]
+    for task in TASKS:
+        scaling += [replace(base, task=task, axis="real time", plans=plans, horizon=horizon, dtype=dtype)
+                    for dtype in dtypes() for horizon in (1, 2, 3, 5)[:small] for plans in (1, 2, 4, 8, 16, 32, 64)[:small]]  # fmt: skip
+    return {"planning": planning, "training": training, "scaling": scaling}
+
+
+# -- tables ------------------------------------------------------------------------------------------------
+
+
+def machine() -> str:
+    """The processor's or the GPU's name."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def beside_published(table: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """Columns published_peer, the fastest with a figure for the row's shape and search, and ratio_scaled: how many
+    times faster than it, both machines scaled by their fp32 matrix products."""
+    published = pd.read_csv(results.ROOT / "data" / "published_speed.csv").query("kind == @kind")
+    ours = "seconds_per_decision" if kind == "planning" else "tokens_per_second"
+    for i, row in table.iterrows():
+        setting = row.setting if kind == "planning" else "training"
+        same = published.query("task == @row.task and model == @row.model and setting == @setting")
+        if not len(same) or (kind == "planning" and row.profile != "released"):
+            continue
+        best = same.loc[same.figure.idxmin() if kind == "planning" else same.figure.idxmax()]
+        ratio = best.figure / row[ours] if kind == "planning" else row[ours] / best.figure
+        table.loc[i, "published_peer"] = best.peer
+        table.loc[i, "ratio_scaled"] = ratio * best.gflops_ceiling / row.gflops_fp32
+    return table
+
+
+def exponents(table: pd.DataFrame) -> pd.DataFrame:
+    """Column exponent: cost ~ (what is varied)^exponent, a least-squares line through logarithms."""
+    columns = {"beam width": "plans", "horizon": "horizon", "past": "past", "environments": "environments"}
+    for axis, column in columns.items():
+        chosen = table[(table.axis == axis) & (table[column] > 0)]
+        total = chosen.seconds_per_decision * chosen.environments
+        if len(chosen) > 1:
+            table.loc[table.axis == axis, "exponent"] = np.polyfit(np.log(chosen[column]), np.log(total), 1)[0]
+    return table
+
+
+def fill(name: str, size: str, jobs: list) -> pd.DataFrame:
+    """Measure what is missing and write the table after every row."""
+    path = results.folder(size) / f"bench_{name}.csv"
+    who = {"machine": machine(), "code": results.key([results.file_key(results.ROOT / file) for file in CODE])}
+    old = pd.read_csv(path).to_dict("records") if path.exists() else []
+    done, start = {}, time.perf_counter()
+    for i, job in enumerate(jobs):
+        fields = {key: value for key, value in asdict(job).items() if name == "scaling" or key != "axis"}
+        known = [row for row in old if all(str(row.get(key)) == str(value) for key, value in (fields | who).items())]
+        done[job] = known[0] if known else fields | measure(job) | who | {"commit": results.provenance()["commit"]}
+        if known and i + 1 < len(jobs):
+            continue
+        table = pd.DataFrame(done.values())
+        table = exponents(table) if name == "scaling" else beside_published(table, name)
+        results.write_aside(path, lambda aside: table.to_csv(aside, index=False, float_format="%.4g"))
+        print(f"{name} {i + 1}/{len(jobs)}:", {k: v for k, v in done[job].items() if k not in (*who, "commit")}, flush=True)
+    record(name, size, time.perf_counter() - start)
+    return table
+
+
+def record(name: str, size: str, took: float) -> None:
+    """The JSON beside a table."""
+    config = {"window": WINDOW, "models": MODELS, "searches": SEARCHES, "candidates": 2}
+    about = {"name": f"bench_{name}", "size": size, "profile": "released and v1", "seeds": [0], "config": config}
+    about |= results.provenance() | {"machine": machine(), "wall_seconds": round(took, 1)}
+    path = results.folder(size) / f"bench_{name}.json"
+    results.write_aside(path, lambda aside: aside.write_text(json.dumps(about, indent=1) + "\n"))
 
 
 def main() -> None:
-    exp = experiments.get("hopper-long")
-    rows = [training(exp, torch.float32)]
-    if train.fast_dtype(torch.device("cpu")) == torch.bfloat16:
-        rows.append(training(exp, torch.bfloat16))
-    for profile in experiments.PROFILES:
-        tried = experiments.get("hopper-long", profile=profile)
-        rows += [planning(tried, n) for n in (1, 4, 16)]
-    table = pd.DataFrame(rows).assign(
-        task="hopper", model="4 x 4, 128", threads=torch.get_num_threads(), gflops_ceiling=results.gflops()
-    )
-    print(f"fp32 matrix products of this machine: {results.gflops():.0f} GFLOP/s on {torch.get_num_threads()} threads")
-    shown = ["setting", "environments", "dtype", "tokens_per_second", "share_of_ceiling", "decisions_per_second"]
-    print(table[shown].astype(object).fillna("").to_string(index=False))
-    path = results.ROOT / "build" / "bench.csv"
-    path.parent.mkdir(exist_ok=True)
-    table.to_csv(path, index=False)
-    print("written to build/bench.csv")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--size", choices=results.SIZES, default="laptop", help="smoke: a tiny model, a few rows")
+    parser.add_argument("--all", action="store_true", help="every row, about a quarter of an hour")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peak:
+        return print(peak_here(Planning(**json.loads(arguments.peak))))
+    for name, jobs in rows(arguments.size, arguments.all).items():
+        fill(name, arguments.size, jobs)
+    start, model = time.perf_counter(), "S" if arguments.size == "smoke" else "O"
+    table = pd.DataFrame([row for dtype in dtypes() for row in profile(dtype, model)])
+    path = results.folder(arguments.size) / "bench_profile.csv"
+    results.write_aside(path, lambda aside: table.to_csv(aside, index=False, float_format="%.4g"))
+    record("profile", arguments.size, time.perf_counter() - start)
 
 
 if __name__ == "__main__":
