@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import (
     NO_REWARDS,
     WORLD,
@@ -21,9 +22,11 @@ from conftest import (
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from ttlib import control, search
+from ttlib import control, search, stages, train
 from ttlib.control import Decoder, FunctionAgent, TransformerAgent
+from ttlib.model import Cache, read
 from ttlib.search import Plan
 from ttlib.tokenizer import Transition
 
@@ -37,16 +40,16 @@ def without_gradients():
 class Uncached(Table):
     """The same verbs as the decoder, by reading whole sequences anew."""
 
-    def __init__(self, model, ids):
-        super().__init__(None, (ids % V).tolist())
-        self.model = model
+    def __init__(self, model, ids, bins=V):
+        super().__init__(None, (ids % bins).tolist())
+        self.model, self.V = model, bins
 
     @property
     def log_p(self):
         bins = torch.tensor(self.groups)
-        ids = bins + V * dims_of(bins.shape[2], self.model.config.transition, self.model.config.prefix)
+        ids = bins + self.V * dims_of(bins.shape[2], self.model.config.transition, self.model.config.prefix)
         logits = self.model(ids.flatten(0, 1))[:, -1]
-        return logits.log_softmax(-1).view(*bins.shape[:2], V)
+        return logits.log_softmax(-1).view(*bins.shape[:2], self.V)
 
 
 # -- decoder -----------------------------------------------------------------------------------------------
@@ -126,6 +129,39 @@ def test_plans_of_the_cached_model_are_plans_of_the_model(proposal):
     assert torch.allclose(plans[0].value, plans[1].value, atol=1e-9)
 
 
+# -- a trained model ---------------------------------------------------------------------------------------
+
+TRAINED = stages.SHIPPED / "hopper-medium-replay-released-laptop"
+trained = pytest.mark.skipif(not TRAINED.exists(), reason=f"{TRAINED} is not there: `make ship` puts it there")
+
+
+@trained
+@pytest.mark.parametrize("past", [0, 1])
+def test_a_trained_model_plans_alike_with_and_without_a_cache(past):
+    """200 decisions in two halves, from held-out states after `past` transitions."""
+    made, plan = train.load(TRAINED), Plan(2, 2, 2, proposal="sample", cdf=0.0, include_current=False)
+    D, N = made.tokenizer.transition.D, made.tokenizer.transition.N
+    ids = torch.cat([made.held_out[:50, t * D : (t + past) * D + N] for t in (0, 5)])
+    ids = made.model.model_input(ids)
+    plans = [search.maximise(d.advance, d.keep, d.log_p, made.tokenizer, plan, torch.Generator().manual_seed(0))
+             for d in (Decoder(made.model, made.tokenizer, ids), Uncached(made.model, ids, made.tokenizer.V))]
+    assert len(ids) == 100 and (plans[0].bins == plans[1].bins).all()
+    assert torch.allclose(plans[0].value, plans[1].value, rtol=1e-4)
+    actions = plans[0].bins[:, 0, : made.tokenizer.transition.M]
+    assert len(actions.unique(dim=0)) > 50  # they do differ
+
+
+@trained
+def test_in_bf16_a_trained_model_s_predictions_stay_close():
+    """Mean KL of next-token distributions, fp32 from bf16: 3.3e-4 nats, and the cache adds nothing to it."""
+    made, ids = train.load(TRAINED), train.load(TRAINED).held_out[:4]
+    exact, model, cache = made.model(ids).log_softmax(-1), made.model.bfloat16(), Cache()
+    logits = [read(model, ids[:, :16], cache), *(read(model, token, cache) for token in ids[:, 16:].split(1, 1))]
+    found = [x.log_softmax(-1, torch.float32) for x in (model(ids), torch.cat(logits, 1))]
+    nats = [F.kl_div(x, exact, reduction="none", log_target=True).sum(-1).mean() for x in found]
+    assert max(nats) < 5e-4 and nats[1] < 1.2 * nats[0]
+
+
 # -- ways to choose ----------------------------------------------------------------------------------------
 
 def table_decoder(transition, starts, bins=3, seed=0):
@@ -197,9 +233,10 @@ def test_plans_longer_than_the_window_are_refused_before_any_work(monkeypatch):
 def test_the_context_is_the_last_transitions_and_slides_whole(monkeypatch, transition, goal, past):
     model, bins = tiny_model(transition, T=5, prefix=2 * goal), tiny_tokenizer(transition)
     rng, E, seen = np.random.default_rng(0), 3, []
-    monkeypatch.setattr(control, "Decoder", lambda _, __, ids: ids)
+    monkeypatch.setattr(control, "Decoder", lambda _, __, ids: SimpleNamespace(ids=ids, log_p=torch.zeros(())))
 
-    def choose(ids):
+    def choose(decoder):
+        ids = decoder.ids
         seen.append(ids.tolist())
         return torch.from_numpy(rng.integers(V, size=(len(ids), 1))), {"first": ids[:, 0]}
 
@@ -237,6 +274,91 @@ def test_the_action_is_the_first_of_the_best_plan_decoded(proposal):
     for e in range(3):
         assert actions[e, 0] == bins.centres[WORLD.N, found.bins[e, best[e], 0]]
         assert record["value"][e] == found.value[e].max()
+
+
+# -- what is refused ---------------------------------------------------------------------------------------
+
+def agent_of(model, choose=None):
+    choose = choose or control.by_reward(Plan(2, 4, 3), None)
+    return TransformerAgent(model, tiny_tokenizer(), choose, 1, 2)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), None])
+def test_out_of_memory_names_beams_environments_and_an_estimate(error):
+    def choose(decoder):
+        decoder.advance(torch.zeros(5, 3, dtype=torch.long), torch.zeros(5, 3, dtype=torch.long))
+        if error:
+            raise error
+        torch.empty(2**60)
+
+    model = tiny_model()
+    tokens = WORLD.N + 2 * WORLD.D  # the state, two planned transitions
+    megabytes = 15 * tokens * model.config.n_layer * 2 * model.config.d_model * 4 / 1e6
+    with pytest.raises(MemoryError, match=f"3 beams x 5 environments.*about {megabytes:.4g} MB"):
+        agent_of(model, choose).act(np.zeros((5, 2)))
+
+
+def test_other_errors_stay_what_they_are():
+    def choose(decoder):
+        raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        agent_of(tiny_model(), choose).act(np.zeros((5, 2)))
+
+
+@pytest.mark.parametrize("damage", ["everywhere", "rewards alone"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_predictions_that_are_not_numbers_are_refused(damage, value):
+    """Those of the first token, and those read on the way, which no step of the search looks at."""
+    model = tiny_model()
+    if damage == "everywhere":
+        model.head.bias.data[2] = value
+    else:
+        model.token.weight.data[V * WORLD.N] = value  # actions of bin 0: not in the context
+    with pytest.raises(FloatingPointError, match="not finite numbers.*float32"):
+        agent_of(model).act(np.zeros((2, 2)))
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait for a device: numbers read from tensors, shapes that depend on them."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            self.seen.append(function)
+        return function(*arguments, **keywords or {})
+
+
+@pytest.mark.parametrize("proposal", ["beam", "sample"])
+def test_a_search_never_waits_for_the_device(proposal):
+    model, bins, plan = tiny_model(), tiny_tokenizer(), Plan(3, 4, 2, proposal=proposal)
+    with Waits() as waits:
+        decoder = Decoder(model, bins, random_ids(2, WORLD.N))
+        search.maximise(decoder.advance, decoder.keep, decoder.log_p, bins, plan)
+        assert not waits.seen
+        assert decoder.log_p.isfinite().all() and waits.seen  # this does
+
+
+def test_states_of_another_task_are_refused():
+    with pytest.raises(ValueError, match=r"states of shape \(4, 3\); the model knows states of 2 numbers"):
+        agent_of(tiny_model()).act(np.zeros((4, 3)))
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_environments_of_different_tasks_are_refused_before_a_step(dimensions):
+    class Wide(Drift):
+        def reset(self, seed, options):
+            return np.zeros(dimensions), {}
+
+        def step(self, action):
+            raise AssertionError("stepped")
+
+    made = iter([Wide(), Drift()])
+    with pytest.raises(ValueError, match="different tasks in one batch: .*Drift with 2.*Wide with"):
+        control.rollouts(lambda: next(made), FunctionAgent(refuses_to_work, 2), [0, 1])
 
 
 # -- rollouts ----------------------------------------------------------------------------------------------

@@ -330,6 +330,12 @@ def test_damaged_checkpoints_are_refused(tmp_path, damage, match):
     assert str(tmp_path / "c") in str(error.value) or "edges of shape" in str(error.value)
 
 
+def test_a_device_that_is_not_there_is_named(tmp_path):
+    saved(tmp_path / "c")
+    with pytest.raises(ValueError, match=rf"device cuda:99 is not there, {torch.cuda.device_count()} GPUs are"):
+        train.load(tmp_path / "c", "cuda:99")
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_missing_checkpoints_are_named(tmp_path, name):
     with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "none" / "config.json"))):

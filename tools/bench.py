@@ -11,6 +11,8 @@ little; else it is the wall's.  The shortest of several runs counts.
 """
 
 import argparse
+import functools
+import itertools
 import json
 import os
 import platform
@@ -93,7 +95,8 @@ class Uncached:
         return self._read()
 
     def keep(self, rows: torch.Tensor) -> None:
-        self.ids = self.ids.view(len(rows), -1, self.ids.shape[2]).take_along_dim(rows[..., None], 1).flatten(0, 1)[:, None]
+        whole = self.ids.view(len(rows), -1, self.ids.shape[2])
+        self.ids = whole.take_along_dim(rows[..., None], 1).flatten(0, 1)[:, None]
 
 
 # -- what is measured --------------------------------------------------------------------------------------
@@ -157,7 +160,8 @@ def measure(job: Planning | Training) -> dict:
     operations = count_operations(model, work)
     took = seconds(work, job.threads)
     if isinstance(job, Planning):
-        row |= {"seconds_per_decision": took / job.environments, "gflop_per_decision": 1e-9 * operations / job.environments}
+        row["seconds_per_decision"] = took / job.environments
+        row["gflop_per_decision"] = 1e-9 * operations / job.environments
         if job.threads == 1 and job.profile == "released" and not job.axis and job.setting != "uncached":
             row["peak_mb"] = peak(job) if job.environments in (1, 16) else np.nan
     else:
@@ -172,7 +176,8 @@ def updating(job: Training) -> tuple[GPT, Callable[[], object]]:
     config = ModelConfig(TASKS[job.task], 10, dropout_where=job.setting, **MODELS[job.model])
     model, setting = GPT(config).to(stages.device()), train.TrainConfig(100, job.batch, "adamw", 6e-4, clip=1.0)
     ids = torch.randint(config.V, (job.batch, config.max_tokens)) + train.offsets(config, config.max_tokens)
-    batch, optimisers = (ids.to(stages.device()), torch.ones(ids.shape, device=stages.device())), train.optimisers(model, setting)
+    ids, optimisers = ids.to(stages.device()), train.optimisers(model, setting)
+    batch = (ids, torch.ones(ids.shape, device=ids.device))
     return model.train(), lambda: train.step(model, optimisers, batch, setting, 0, getattr(torch, job.dtype))
 
 
@@ -264,16 +269,17 @@ def rows(size: str, whole: bool) -> dict[str, list]:
     model = models[0]
     planning.append(Planning("hopper", model, setting="uncached"))
     if size == "smoke":
-        planning, training = [replace(job, plans=2, horizon=2) for job in planning], [replace(job, batch=2) for job in training]
+        planning = [replace(job, plans=2, horizon=2) for job in planning]
+        training = [replace(job, batch=2) for job in training]
     base = Planning("hopper", model, setting="other")
     small = 3 if size == "smoke" else None
     scaling += [replace(base, axis="beam width", plans=n) for n in (4, 8, 16, 32, 64, 128)[:small]]
     scaling += [replace(base, axis="horizon", horizon=n) for n in (1, 2, 5, 10, 15)[:small]]
     scaling += [replace(base, axis="past", past=n) for n in (0, 1, 2, 5, 10, 15)[:small]]
     scaling += [replace(base, axis="environments", environments=n) for n in (1, 2, 4, 8, 16, 32)[:small]]
-    for task in TASKS:
-        scaling += [replace(base, task=task, axis="real time", plans=plans, horizon=horizon, dtype=dtype)
-                    for dtype in dtypes() for horizon in (1, 2, 3, 5)[:small] for plans in (1, 2, 4, 8, 16, 32, 64)[:small]]  # fmt: skip
+    for task, dtype, horizon in itertools.product(TASKS, dtypes(), (1, 2, 3, 5)[:small]):
+        timed = replace(base, task=task, dtype=dtype, horizon=horizon, axis="real time")
+        scaling += [replace(timed, plans=plans) for plans in (1, 4, 16, 64)[:small]]
     return {"planning": planning, "training": training, "scaling": scaling}
 
 
@@ -296,7 +302,7 @@ def beside_published(table: pd.DataFrame, kind: str) -> pd.DataFrame:
     ours = "seconds_per_decision" if kind == "planning" else "tokens_per_second"
     for i, row in table.iterrows():
         setting = row.setting if kind == "planning" else "training"
-        same = published.query("task == @row.task and model == @row.model and setting == @setting")
+        same = published[(published[["task", "model", "setting"]] == [row.task, row.model, setting]).all(axis=1)]
         if not len(same) or (kind == "planning" and row.profile != "released"):
             continue
         best = same.loc[same.figure.idxmin() if kind == "planning" else same.figure.idxmax()]
@@ -331,8 +337,9 @@ def fill(name: str, size: str, jobs: list) -> pd.DataFrame:
             continue
         table = pd.DataFrame(done.values())
         table = exponents(table) if name == "scaling" else beside_published(table, name)
-        results.write_aside(path, lambda aside: table.to_csv(aside, index=False, float_format="%.4g"))
-        print(f"{name} {i + 1}/{len(jobs)}:", {k: v for k, v in done[job].items() if k not in (*who, "commit")}, flush=True)
+        results.write_aside(path, functools.partial(table.to_csv, index=False, float_format="%.4g"))
+        values = [f"{v:.3g}" if isinstance(v, float) else str(v) for k, v in done[job].items() if k not in who]
+        print(f"{name} {i + 1}/{len(jobs)}:", *values, flush=True)
     record(name, size, time.perf_counter() - start)
     return table
 

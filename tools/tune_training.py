@@ -1,8 +1,8 @@
 """python tools/tune_training.py: held-out loss at equal minutes of one processor, the currency of training on a laptop.
 
 Every setting trains for its minutes of processor time, schedule included, so that other work on the machine changes
-little, and is evaluated on the way on the same held-out windows.  The curves are data/tried_training.csv; settings that
-stand there are not trained again.  Schedule-free AdamW (Defazio et al. 2024) is tried where `schedulefree` is installed.
+little, and is evaluated on the way on the same held-out windows.  The curves are data/tried_training.csv; settings
+that stand there are not trained again.  Schedule-free AdamW is tried where the package `schedulefree` is installed.
 """
 
 import argparse
@@ -89,7 +89,9 @@ def main() -> None:
     for task, setting, minutes, changes in SETTINGS:
         known = any((row["task"], row["setting"], row["budget"]) == (task, setting, minutes) for row in rows)
         schedule_free = changes.get("schedule_free", False)
-        if known or arguments.task not in (None, task) or (schedule_free and not importlib.util.find_spec("schedulefree")):
+        if known or arguments.task not in (None, task):
+            continue
+        if schedule_free and not importlib.util.find_spec("schedulefree"):
             continue
         exp = changed(experiments.get(task), changes)
         about = {"task": task, "setting": setting, "budget": minutes, "batch": exp.train.batch, "window": exp.model.T}

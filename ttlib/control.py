@@ -113,7 +113,7 @@ class TransformerAgent:
             )
         if (goals is not None) != (model.config.prefix > 0):
             raise ValueError(f"goals given: {goals is not None}, but the model has {model.config.prefix} goal tokens")
-        self.model, self.tokenizer, self.choose, self.past = model, tokenizer, choose, past
+        self.model, self.tokenizer, self.choose, self.past, self.horizon = model, tokenizer, choose, past, horizon
         self.device = next(model.parameters()).device
         self.goals = None if goals is None else self._encode(goals, tokenizer.transition.state)
         self.steps: list[Tensor] = []
@@ -125,13 +125,40 @@ class TransformerAgent:
     def act(self, states: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """states: (E, N) -> actions (E, M), bin centres, and what the choice records."""
         transition = self.tokenizer.transition
+        if states.shape[1:] != (transition.N,):
+            raise ValueError(f"states of shape {states.shape}; the model knows states of {transition.N} numbers")
         self.state_ids = self._encode(states, transition.state)
         prefix = [] if self.goals is None else [self.goals]
         ids = torch.cat([*prefix, *self.steps, self.state_ids], 1)
-        bins, record = self.choose(Decoder(self.model, self.tokenizer, ids))
+        bins, record = self._decide(ids)
         self.action_ids = bins + self.tokenizer.offset[transition.action]
         actions = self.tokenizer.decode(self.action_ids).cpu().numpy()
         return actions, {name: value.cpu().numpy() for name, value in record.items()}
+
+    def _decide(self, ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """A choice, looked at once before and once after it, never between."""
+        decoder = None
+        try:
+            decoder = Decoder(self.model, self.tokenizer, ids)
+            finite = bool(decoder.log_p.isfinite().all())
+            bins, record = self.choose(decoder) if finite else (None, {})
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+                raise
+            config, E = self.model.config, len(ids)
+            rows, tokens = decoder.rows if decoder else E, ids.shape[1] + self.horizon * config.transition.D
+            size = 2 * config.n_layer * config.d_model * tokens * next(self.model.parameters()).element_size()
+            raise MemoryError(
+                f"out of memory with {rows // E} beams x {E} environments: the keys and values of {tokens} tokens take "
+                f"about {rows * size / 1e6:.4g} MB, attention a few times that; plan with fewer beams or a shorter "
+                "horizon, or run fewer environments at once"
+            ) from error
+        if not finite or not all(bool(value.isfinite().all()) for value in record.values()):
+            raise FloatingPointError(
+                "the model's predictions are not finite numbers: its weights are damaged, or too large for their "
+                f"type, {next(self.model.parameters()).dtype}; plan in float32, or train or load the model again"
+            )
+        return bins, record
 
     def observe(self, rewards: np.ndarray, going_on: np.ndarray) -> None:
         """rewards (E,) of the action taken; going_on (E,) bool: the environments that remain."""
@@ -186,7 +213,8 @@ def rollouts(
     """Run one episode per seed, all in step so that their decisions are one batch.
 
     make() -> gymnasium environment with a time limit; options[i] is handed to reset.  An environment that has
-    ended leaves the batch; so does one whose simulation diverged, which its rollout says.
+    ended leaves the batch; so does one whose simulation diverged, which its rollout says.  ValueError where the
+    environments are not all of one task.
     """
     if not seeds:
         raise ValueError("no seeds: at least one rollout is needed")
@@ -195,6 +223,10 @@ def rollouts(
     for i, (env, run) in enumerate(zip(envs, runs, strict=True)):
         state, _ = env.reset(seed=run.seed, options=options[i] if options else None)
         run.states.append(np.asarray(state, np.float64))
+    tasks = {f"{type(getattr(e, 'unwrapped', e)).__name__} with {len(run.states[0])} state dimensions"
+             for e, run in zip(envs, runs, strict=True)}  # fmt: skip
+    if len(tasks) > 1:
+        raise ValueError(f"environments of different tasks in one batch: {sorted(tasks)}; run each task by itself")
     while len(live):
         actions, record = agent.act(np.stack([runs[i].states[-1] for i in live]))
         going_on = np.ones(len(live), bool)

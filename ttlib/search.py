@@ -192,7 +192,7 @@ def maximise(
         # Departs from the paper: r and R are read as expectations; beaming over them would pick lucky bins.
         new_r, new_R, bin_r = read_rewards(advance, found, tokenizer, plan, rng)
         new_bins = torch.cat(
-            [found.bins, bin_r[..., None], tokenizer.bins(new_R[..., None], transition.reward_to_go)], -1
+            [found.bins, bin_r[..., None], _bins(tokenizer, new_R, transition.reward_to_go)[..., None]], -1
         )
         B, K = bins.shape[1], found.bins.shape[1]  # every plan so far has K successors
         parent = torch.arange(B, device=log_p.device).repeat_interleave(K)
@@ -221,9 +221,15 @@ def read_rewards(
         return tokenizer.expected(log_p, dim)
 
     r = read(advance(found.bins[..., -1], found.parents), transition.reward)
-    bin_r = tokenizer.bins(r[..., None], transition.reward)[..., 0]
+    bin_r = _bins(tokenizer, r, transition.reward)
     R = read(advance(bin_r, None), transition.reward_to_go)
     if plan.noise:
         deviation = tokenizer.centres[transition.reward_to_go].std().to(R.dtype)
         R = R + plan.noise * deviation * torch.randn(R.shape, generator=rng, device=R.device)
     return r, R, bin_r
+
+
+def _bins(tokenizer: Tokenizer, x: Tensor, dim: int) -> Tensor:
+    """Bins of expectations, (...) -> (...).  Where one is not a number, the value of its plan is none either."""
+    x = x.to(torch.float64).nan_to_num()[..., None]
+    return tokenizer.bins_of_finite(x, slice(dim, dim + 1))[..., 0]

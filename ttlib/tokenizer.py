@@ -109,6 +109,10 @@ class Tokenizer:
                 f"cannot tokenize {x[bad].item()} in dimension {name}, row {bad[:-1]}: "
                 "tokens are bins of finite numbers; remove or repair these rows"
             )
+        return self.bins_of_finite(x, dims)
+
+    def bins_of_finite(self, x: Tensor, dims: slice) -> Tensor:
+        """`bins` of numbers known to be finite, without waiting for a device to look at them."""
         if self.kind == "quantile":
             edges = self.edges[dims]
             columns = x.reshape(-1, x.shape[-1]).T.contiguous()

@@ -287,8 +287,11 @@ def about(folder: Path) -> dict:
 
 
 def load(folder: Path, device: str | torch.device = "cpu") -> Checkpoint:
-    """Read a checkpoint; FileNotFoundError if there is none, ValueError if it is damaged or of another shape."""
-    folder = Path(folder)
+    """Read a checkpoint; FileNotFoundError if there is none, ValueError if it is damaged or of another shape, or if
+    the device is not there."""
+    folder, device = Path(folder), torch.device(device)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device} is not there, {torch.cuda.device_count()} GPUs are; 'cpu' always is")
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"{folder / 'config.json'} is missing; expected a checkpoint, made by `make scratch`")
     try:
