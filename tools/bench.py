@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -56,6 +57,12 @@ class Planning:
     dtype: str = "float32"
     threads: int = 1
     axis: str = ""  # what is varied: beam width, horizon, past, environments; real time
+
+    @property
+    def weighed(self) -> bool:
+        """Whether its memory is measured too, in a process of its own."""
+        few = self.threads == 1 and self.environments in (1, 16) and self.setting in SEARCHES and not self.axis
+        return few and self.profile == "released" and self.model != "S"
 
     @property
     def plan(self) -> search.Plan:
@@ -102,8 +109,8 @@ class Uncached:
 # -- what is measured --------------------------------------------------------------------------------------
 
 
-def seconds(work: Callable[[], object], threads: int, budget: float = 1.5) -> float:
-    """The shortest of up to ten runs, of two at least where they are not long."""
+def seconds(work: Callable[[], object], threads: int, budget: float) -> float:
+    """The shortest of up to ten runs that take about `budget` seconds together, of at least two if they are short."""
     cuda = torch.cuda.is_available()
     clock, times = time.perf_counter if cuda or threads > 1 else time.process_time, []
     while not times or (len(times) < 2 and sum(times) < 4 * budget) or (len(times) < 10 and sum(times) < budget):
@@ -115,11 +122,11 @@ def seconds(work: Callable[[], object], threads: int, budget: float = 1.5) -> fl
     return min(times)
 
 
-def ceiling(dtype: torch.dtype, threads: int) -> float:
-    """Matrix products of this machine, 10^9 operations a second."""
+def ceiling(dtype: torch.dtype, threads: int, budget: float) -> float:
+    """Matrix products of this machine, 10^9 operations a second.  Measured beside every row: clocks come and go."""
     n = 8192 if torch.cuda.is_available() else 1024
     x = torch.ones(n, n, dtype=dtype, device=stages.device())
-    return 2e-9 * n**3 / seconds(lambda: x @ x, threads, budget=0.3)
+    return 2e-9 * n**3 / seconds(lambda: x @ x, threads, budget / 10)
 
 
 def count_operations(model: GPT, work: Callable[[], object]) -> float:
@@ -152,18 +159,17 @@ def deciding(job: Planning) -> tuple[GPT, Callable[[], object]]:
     return model, torch.inference_mode()(lambda: choose(reader(model, fitted, ids)))
 
 
-def measure(job: Planning | Training) -> dict:
+def measure(job: Planning | Training, budget: float = 1.5) -> dict:
     torch.set_num_threads(job.threads)
-    dtype = getattr(torch, job.dtype)
-    row = {"gflops_ceiling": ceiling(dtype, job.threads), "gflops_fp32": ceiling(torch.float32, job.threads)}
+    types = {"gflops_ceiling": getattr(torch, job.dtype), "gflops_fp32": torch.float32}
+    row = {name: ceiling(dtype, job.threads, budget) for name, dtype in types.items()}
     model, work = deciding(job) if isinstance(job, Planning) else updating(job)
     operations = count_operations(model, work)
-    took = seconds(work, job.threads)
+    took = seconds(work, job.threads, budget)
     if isinstance(job, Planning):
         row["seconds_per_decision"] = took / job.environments
         row["gflop_per_decision"] = 1e-9 * operations / job.environments
-        if job.threads == 1 and job.profile == "released" and not job.axis and job.setting != "uncached":
-            row["peak_mb"] = peak(job) if job.environments in (1, 16) else np.nan
+        row["peak_mb"] = peak(job) if job.weighed else np.nan
     else:
         operations *= 3  # backward costs twice as much as forward
         row |= {"tokens_per_second": job.batch * 10 * TASKS[job.task].D / took}
@@ -194,16 +200,18 @@ def peak(job: Planning) -> float:
 
 
 def peak_here(job: Planning) -> float:
-    """`peak` in a process of its own."""
-    import resource
-
-    scale = 1 if sys.platform == "darwin" else 1024
+    """`peak` in a process of its own; not a number where the system does not say."""
+    clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if not clear.exists():
+        return np.nan
     torch.set_num_threads(job.threads)
     deciding(replace(job, plans=2, horizon=1, environments=1))[1]()
     _, work = deciding(job)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    clear.write_text("5")  # the highest mark starts anew from what is held now
+    highest = lambda: int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) * 1024 / 1e6  # noqa: E731
+    before = highest()
     work()
-    return scale * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e6
+    return highest() - before
 
 
 KINDS = {
@@ -240,8 +248,10 @@ def profile(dtype: str, model: str) -> Iterator[dict]:
 # -- which rows --------------------------------------------------------------------------------------------
 
 
-def dtypes() -> list[str]:
+def dtypes(size: str) -> list[str]:
     """fp32, and bf16 where the machine is faster with it."""
+    if size == "smoke":
+        return ["float32"]
     fast = str(train.fast_dtype(stages.device()))[6:]
     return ["float32"] + [fast] * (fast != "float32")
 
@@ -252,7 +262,7 @@ def rows(size: str, whole: bool) -> dict[str, list]:
     threads = [1, 2] if whole and (os.cpu_count() or 1) > 1 and not torch.cuda.is_available() else [1]
     planning, training, scaling = [], [], []
     for t in threads:
-        for dtype in dtypes():
+        for dtype in dtypes(size):
             for model in models:
                 for task in TASKS:
                     base = Planning(task, model, dtype=dtype, threads=t)
@@ -272,12 +282,12 @@ def rows(size: str, whole: bool) -> dict[str, list]:
         planning = [replace(job, plans=2, horizon=2) for job in planning]
         training = [replace(job, batch=2) for job in training]
     base = Planning("hopper", model, setting="other")
-    small = 3 if size == "smoke" else None
+    small = 2 if size == "smoke" else None
     scaling += [replace(base, axis="beam width", plans=n) for n in (4, 8, 16, 32, 64, 128)[:small]]
     scaling += [replace(base, axis="horizon", horizon=n) for n in (1, 2, 5, 10, 15)[:small]]
     scaling += [replace(base, axis="past", past=n) for n in (0, 1, 2, 5, 10, 15)[:small]]
     scaling += [replace(base, axis="environments", environments=n) for n in (1, 2, 4, 8, 16, 32)[:small]]
-    for task, dtype, horizon in itertools.product(TASKS, dtypes(), (1, 2, 3, 5)[:small]):
+    for task, dtype, horizon in itertools.product(TASKS, dtypes(size), (1, 2, 3, 5)[:small]):
         timed = replace(base, task=task, dtype=dtype, horizon=horizon, axis="real time")
         scaling += [replace(timed, plans=plans) for plans in (1, 4, 16, 64)[:small]]
     return {"planning": planning, "training": training, "scaling": scaling}
@@ -323,25 +333,26 @@ def exponents(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def fill(name: str, size: str, jobs: list) -> pd.DataFrame:
-    """Measure what is missing and write the table after every row."""
+def fill(name: str, size: str, jobs: list) -> None:
+    """Measure what is missing and write the table after every row.  Rows of other jobs stay if they are of this
+    machine and this code."""
     path = results.folder(size) / f"bench_{name}.csv"
     who = {"machine": machine(), "code": results.key([results.file_key(results.ROOT / file) for file in CODE])}
+    same = lambda row, fields: all(str(row.get(key)) == str(value) for key, value in fields.items())  # noqa: E731
     old = pd.read_csv(path).to_dict("records") if path.exists() else []
-    done, start = {}, time.perf_counter()
+    done, start = [row for row in old if same(row, who)], time.perf_counter()
     for i, job in enumerate(jobs):
         fields = {key: value for key, value in asdict(job).items() if name == "scaling" or key != "axis"}
-        known = [row for row in old if all(str(row.get(key)) == str(value) for key, value in (fields | who).items())]
-        done[job] = known[0] if known else fields | measure(job) | who | {"commit": results.provenance()["commit"]}
-        if known and i + 1 < len(jobs):
+        if any(same(row, fields) for row in done):
             continue
-        table = pd.DataFrame(done.values())
+        about = who | {"commit": results.provenance()["commit"]}
+        done.append(fields | measure(job, 0.02 if size == "smoke" else 1.5) | about)
+        table = pd.DataFrame(done)
         table = exponents(table) if name == "scaling" else beside_published(table, name)
         results.write_aside(path, functools.partial(table.to_csv, index=False, float_format="%.4g"))
-        values = [f"{v:.3g}" if isinstance(v, float) else str(v) for k, v in done[job].items() if k not in who]
+        values = [f"{v:.3g}" if isinstance(v, float) else str(v) for k, v in done[-1].items() if k not in who]
         print(f"{name} {i + 1}/{len(jobs)}:", *values, flush=True)
     record(name, size, time.perf_counter() - start)
-    return table
 
 
 def record(name: str, size: str, took: float) -> None:
@@ -364,7 +375,7 @@ def main() -> None:
     for name, jobs in rows(arguments.size, arguments.all).items():
         fill(name, arguments.size, jobs)
     start, model = time.perf_counter(), "S" if arguments.size == "smoke" else "O"
-    table = pd.DataFrame([row for dtype in dtypes() for row in profile(dtype, model)])
+    table = pd.DataFrame([row for dtype in dtypes(arguments.size) for row in profile(dtype, model)])
     path = results.folder(arguments.size) / "bench_profile.csv"
     results.write_aside(path, lambda aside: table.to_csv(aside, index=False, float_format="%.4g"))
     record("profile", arguments.size, time.perf_counter() - start)
