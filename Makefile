@@ -25,7 +25,7 @@ endif
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml requirements.lock | cksum | cut -d ' ' -f 1)
 
 # In this order; the ledger comes after all that it judges, the first page last, since it lists what the others cost.
-PAGES := tokens model search four_rooms hopper datasets own horizon attention offline imitation ablations ledger start
+PAGES := tokens model search four_rooms hopper datasets own speed horizon attention offline imitation ablations ledger start
 start_PAGE := 00_start_here
 tokens_PAGE := 01_tokens
 model_PAGE := 02_model_and_training
@@ -34,6 +34,7 @@ four_rooms_PAGE := 04_four_rooms
 hopper_PAGE := 05_hopper
 datasets_PAGE := 06_data
 own_PAGE := 07_your_own_data
+speed_PAGE := 08_speed
 horizon_PAGE := 09_long_horizon
 attention_PAGE := 10_attention
 offline_PAGE := 11_offline_rl
@@ -78,6 +79,7 @@ four_rooms: ## page 04: reaching goals in four rooms
 hopper: ## page 05: offline reinforcement learning on hopper
 datasets: ## page 06: the data
 own: ## page 07: your own data
+speed: ## page 08: the speed of planning and training
 horizon: ## page 09: long-horizon prediction
 attention: ## page 10: attention maps, their scores, a viewer
 offline: ## page 11: nine datasets
@@ -108,8 +110,8 @@ test: $(STAMP) ## the tests
 lint: $(STAMP) ## ruff
 	$(BIN)/ruff check .
 
-bench: $(STAMP) ## speed of training and planning on this machine, and memory of reading large data
-	$(BIN)/python tools/bench.py $(ARGS)
+bench: $(STAMP) ## speed of planning and training on this machine, memory; make bench ARGS=--all: every row
+	$(BIN)/python tools/bench.py --size $(SIZE) $(ARGS)
 	$(BIN)/python tools/bench_memory.py
 
 tune: $(STAMP) ## the search for settings, on seeds that no report uses

@@ -48,6 +48,7 @@ from ttlib import experiments, results, stages, train
 # | [Hopper](05_hopper.py) | planning for reward from mediocre data | Table 1, hopper mixed |
 # | [Data](06_data.py) | every dataset beside the published one, two physics, the humanoid, what a time limit is not | Section 5 |
 # | [Your own data](07_your_own_data.py) | the same method on arrays of yours | |
+# | [Speed](08_speed.py) | what a plan and a training cost, and what keeps up in real time | Section 5 |
 # | [Long-horizon prediction](09_long_horizon.py) | predicted humanoids, beside an ensemble | Figures 1 and 2, Appendix B |
 # | [Attention](10_attention.py) | where heads look, scores of every head, a viewer | Figure 3 |
 # | [Nine datasets](11_offline_rl.py) | offline reinforcement learning, ours beside what is published | Figure 4, Table 1 |
@@ -120,7 +121,7 @@ plt.show()
 # | `make book` | this book from results that are already there |
 # | `make SIZE=smoke all` | every cell in a few minutes, with results that mean nothing |
 # | `make lab` | the pages in Jupyter |
-# | `make bench` | how fast this machine trains and plans |
+# | `make bench` | how fast this machine plans and trains, for the speed page |
 #
 # `make all` and `make scratch` print an estimate for your machine before they begin. The shipped models were
 # trained, and the results of this book computed, in the times below:

@@ -23,7 +23,7 @@
 # %% tags=["parameters"]
 size = "laptop"
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input", "reads-results"]
 import json
 import subprocess
 import sys
@@ -32,6 +32,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
+from matplotlib.ticker import LogLocator
 
 from ttlib import draw, results
 
@@ -46,6 +47,12 @@ def bench(name: str) -> pd.DataFrame:
     if not path.exists():
         subprocess.run([sys.executable, results.ROOT / "tools" / "bench.py", "--size", size], check=True)
     return pd.read_csv(path)
+
+
+def plain_ticks(axis) -> None:
+    """1, 2, 5, 10, ... on a logarithmic axis, without powers."""
+    axis.set_major_locator(LogLocator(10, (1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
 
 
 planning, training, scaling, profile = (bench(name) for name in ("planning", "training", "scaling", "profile"))
@@ -174,6 +181,7 @@ for axes, (axis, column) in zip(panels, AXES.items()):
     axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
 panels[0].set_ylabel("time of a batch (s)")
+plain_ticks(panels[0].yaxis)
 figure.suptitle(f"Cost of planning ({size})")
 plt.show()
 
@@ -202,6 +210,7 @@ for axes, task in zip(panels, TASKS):
     axes.set(xlabel="plans kept", title=task)
     axes.spines[["top", "right"]].set_visible(False)
 panels[0].set_ylabel("time of a decision (ms)")
+plain_ticks(panels[0].yaxis)
 panels[1].legend(frameon=False, loc="lower right", ncols=2)
 figure.suptitle(f"Can it keep up? ({size})")
 plt.show()
@@ -250,7 +259,7 @@ for axes, (task, rows) in zip(panels[0], curves.groupby("task", sort=False)):
     for i, ((name, budget), curve) in enumerate(rows.groupby(["setting", "budget"], sort=False)):
         style = {"color": SHADES[i % 6], "ls": STYLES[i // 6 % 4], "lw": 1.5}
         axes.plot(curve.minutes, curve.held_out_nats, label=f"{name} ({budget} min)", **style)
-    axes.set(xscale="log", xlabel="minutes of one processor", ylabel="held-out loss (nats a token)", title=task)
+    axes.set(xlabel="minutes of one processor", ylabel="held-out loss (nats a token)", title=task)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize="x-small")
 figure.suptitle(f"Loss for minutes ({size})")

@@ -285,7 +285,7 @@ def rows(size: str, whole: bool) -> dict[str, list]:
     small = 2 if size == "smoke" else None
     scaling += [replace(base, axis="beam width", plans=n) for n in (4, 8, 16, 32, 64, 128)[:small]]
     scaling += [replace(base, axis="horizon", horizon=n) for n in (1, 2, 5, 10, 15)[:small]]
-    scaling += [replace(base, axis="past", past=n) for n in (0, 1, 2, 5, 10, 15)[:small]]
+    scaling += [replace(base, axis="past", past=n) for n in (1, 2, 5, 10, 15)[:small]]
     scaling += [replace(base, axis="environments", environments=n) for n in (1, 2, 4, 8, 16, 32)[:small]]
     for task, dtype, horizon in itertools.product(TASKS, dtypes(size), (1, 2, 3, 5)[:small]):
         timed = replace(base, task=task, dtype=dtype, horizon=horizon, axis="real time")
