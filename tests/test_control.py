@@ -131,7 +131,7 @@ def test_plans_of_the_cached_model_are_plans_of_the_model(proposal):
 
 # -- a trained model ---------------------------------------------------------------------------------------
 
-TRAINED = stages.SHIPPED / "hopper-medium-replay-released-laptop"
+TRAINED = stages.SHIPPED / "hopper-long-released-laptop"
 trained = pytest.mark.skipif(not TRAINED.exists(), reason=f"{TRAINED} is not there: `make ship` puts it there")
 
 

@@ -20,6 +20,7 @@ from ttlib.model import GPT
 
 PATH = results.ROOT / "data" / "tried_training.csv"
 POINTS = 12  # of a curve
+EXPERIMENTS = {"hopper-medium-replay": "hopper-long", "humanoid": "humanoid"}
 ADAMW = {"optimiser": "adamw", "lr": 2e-3}
 # Task, setting, minutes, and what differs from the training in use: Muon, learning rate 5e-3, no dropout, batches of
 # 16 windows (humanoid: 8).
@@ -93,7 +94,7 @@ def main() -> None:
             continue
         if schedule_free and not importlib.util.find_spec("schedulefree"):
             continue
-        exp = changed(experiments.get(task), changes)
+        exp = changed(experiments.get(EXPERIMENTS[task]), changes)
         about = {"task": task, "setting": setting, "budget": minutes, "batch": exp.train.batch, "window": exp.model.T}
         for point in curve(exp, minutes, schedule_free):
             rows.append(about | point)
