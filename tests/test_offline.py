@@ -203,7 +203,8 @@ def test_the_mean_row_of_figure_4_is_the_mean_of_means(monkeypatch, tmp_path):
     monkeypatch.setattr(results, "TABLES", tmp_path / "tables")
     monkeypatch.setattr(results, "folder", lambda size: tmp_path / size)
     scores = {"hopper-medium": [1.0, 3.0, 5.0], "walker2d-medium": [10.0]}
-    rows = [{"dataset": d, "method": "tto", "profile": "v1", "setting": "", "score": s} for d in scores for s in scores[d]]
+    known = {"method": "tto", "profile": "v1", "setting": ""}
+    rows = [known | {"dataset": d, "score": s} for d in scores for s in scores[d]]
     found = offline.figure_4("smoke", pd.DataFrame(rows))
     ours = found[found.source == "ours"].set_index("dataset")
     assert ours["mean"].to_dict() == {"hopper-medium": 3.0, "walker2d-medium": 10.0, "mean": 6.5}
