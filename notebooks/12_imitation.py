@@ -84,9 +84,9 @@ shown.pivot(index="setting", columns="dataset", values="cell").loc[order, list(e
 # Shares of the demonstrator's mean return, with 90% bootstrap intervals over rollouts. `MLP 2 x 256` is behaviour
 # cloning by least squares; `the expert` is the demonstrator rolled out again.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-imitation", "caption": "Every rollout as a share of the demonstrator's mean return: likelihood beams of several lengths (blue), cloning by an MLP and the expert itself (grey). The dashed lines are the paper's shares."}, "image": {"alt": "Three dot plots, one a robot, of return as a share of the demonstrator's for each method."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-imitation", "caption": "Every rollout as a share of the demonstrator's mean return: likelihood beams of several lengths (blue), cloning by an MLP and the expert itself (grey). The dashed lines are the paper's shares."}, "image": {"alt": "Two dot plots, one a robot, of return as a share of the demonstrator's for each method."}}
 PAPER = {"hopper-expert": 1.04, "walker2d-expert": 1.09}
-figure, panels = plt.subplots(1, len(exps), figsize=(9.5, 3), layout="constrained", sharey=True)
+figure, panels = plt.subplots(1, len(exps), figsize=(8, 3), layout="constrained", sharey=True)
 jitter = np.random.default_rng(0)
 for axes, name in zip(panels, exps):
     for y, setting in enumerate(order):
@@ -101,7 +101,7 @@ for axes, name in zip(panels, exps):
     axes.xaxis.set_major_formatter("{x:.0%}")
 panels[0].set(yticks=range(len(order)), yticklabels=order)
 panels[0].invert_yaxis()
-panels[len(exps) // 2].set_xlabel("return, share of the demonstrator's mean")
+figure.supxlabel("return, share of the demonstrator's mean", fontsize=10)
 figure.suptitle(f"Imitation ({size})")
 plt.show()
 
