@@ -31,13 +31,13 @@ from IPython.display import Markdown
 
 from ttlib import draw, experiments, offline, results, stages
 
-exps = {name: experiments.get(name, size) for name in experiments.EXPERTS}
+exps = {name: experiments.get(name, size) for name in experiments.experts(size)}
 some = next(iter(exps.values()))
 
 # %% [markdown]
 # ## Demonstrations
 #
-# The last snapshot of each robot's training, rolled out with its own noise. Training was stopped before these
+# The last snapshot of a robot's training, rolled out with its own noise (at laptop size hopper's alone). Training was stopped before these
 # policies were as good as D4RL's experts (page 06), so what is measured is the share of the *demonstrator's* return.
 
 # %% tags=["hide-input"]
@@ -86,7 +86,8 @@ shown.pivot(index="setting", columns="dataset", values="cell").loc[order, list(e
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-imitation", "caption": "Every rollout as a share of the demonstrator's mean return: likelihood beams of several lengths (blue), cloning by an MLP and the expert itself (grey). The dashed lines are the paper's shares."}, "image": {"alt": "Two dot plots, one a robot, of return as a share of the demonstrator's for each method."}}
 PAPER = {"hopper-expert": 1.04, "walker2d-expert": 1.09}
-figure, panels = plt.subplots(1, len(exps), figsize=(8, 3), layout="constrained", sharey=True)
+figure, panels = plt.subplots(1, len(exps), figsize=(2 + 3 * len(exps), 3), layout="constrained", sharey=True, squeeze=False)
+panels = panels[0]
 jitter = np.random.default_rng(0)
 for axes, name in zip(panels, exps):
     for y, setting in enumerate(order):

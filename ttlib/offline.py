@@ -217,7 +217,7 @@ LENGTHS = {0: "action alone", 1: "1 transition", 3: "3 transitions"}  # of a lik
 def imitation(size: str) -> pd.DataFrame:
     """`imitation_rollouts.csv`: likelihood beams of several lengths on expert data, beside cloning and the expert."""
     runs = []
-    for name in experiments.EXPERTS:
+    for name in experiments.experts(size):
         exp = experiments.get(name, size)
         longest = exp.model.T - exp.past
         for horizon, setting in LENGTHS.items():
