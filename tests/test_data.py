@@ -70,8 +70,8 @@ def test_split_is_by_episode_disjoint_and_exhaustive(lengths, held_out, seed):
     arrays = flat(lengths, [i % 2 == 0 for i in range(len(lengths))])
     arrays["rewards"] = np.repeat(np.arange(len(lengths)), lengths).astype(float)  # which episode
     whole = data.episodes(arrays)
-    count = round(held_out * len(lengths))
-    if not 0 < count < len(lengths):
+    count = max(1, round(held_out * len(lengths)))
+    if count == len(lengths):
         with pytest.raises(ValueError, match=rf"{held_out:.0%} of {len(lengths)} episodes .*empty"):
             whole.split(held_out, seed)
         return

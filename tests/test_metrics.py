@@ -262,7 +262,7 @@ def test_intervals_over_seeds_know_that_models_differ():
     """References all alike, seeds far apart: the references alone would be sure."""
     values = np.zeros((6, 50, 1)) + np.arange(6)[:, None, None]
     low, high = metrics.interval(values)[:, 0]
-    exact = results.bootstrap(np.arange(6), 0.95)
+    exact = results.bootstrap(np.arange(6), level=0.95)
     assert (low, high) == pytest.approx(exact, abs=0.2)
     assert metrics.interval(values[:1])[:, 0].tolist() == [0, 0]
 
@@ -273,7 +273,7 @@ def test_intervals_of_one_seed_are_the_plain_bootstrap_of_whole_trajectories():
     values = np.stack([x, -x, np.where(np.arange(60) < 30, x, np.nan)], 1)[None]
     low, high = metrics.interval(values, samples=10_000)
     for t, known in ((0, x), (2, x[:30])):
-        assert (low[t], high[t]) == pytest.approx(results.bootstrap(known, 0.95), abs=0.02)
+        assert (low[t], high[t]) == pytest.approx(results.bootstrap(known, level=0.95), abs=0.02)
     assert (low[1], high[1]) == pytest.approx((-high[0], -low[0]), abs=0.005)
 
 

@@ -242,7 +242,7 @@ def test_bootstrap_of_a_constant_is_that_constant():
 def test_bootstrap_covers_the_true_mean_as_often_as_it_says():
     rng = np.random.default_rng(0)
     samples = rng.normal(3, 2, (300, 40))
-    intervals = np.array([results.bootstrap(x, 0.9, samples=300, seed=i) for i, x in enumerate(samples)])
+    intervals = np.array([results.bootstrap(x, level=0.9, samples=300, seed=i) for i, x in enumerate(samples)])
     covered = ((intervals[:, 0] <= 3) & (intervals[:, 1] >= 3)).mean()
     assert 0.82 < covered < 0.95
     # Of the mean, so as wide as the normal interval for it.
@@ -250,5 +250,5 @@ def test_bootstrap_covers_the_true_mean_as_often_as_it_says():
     x = samples[0]
     first, again, other = (results.bootstrap(x, seed=seed) for seed in (0, 0, 1))
     assert first == again and first != other
-    (a, b), (c, d) = results.bootstrap(x, 0.5), results.bootstrap(x, 0.95)
+    (a, b), (c, d) = results.bootstrap(x, level=0.5), results.bootstrap(x, level=0.95)
     assert c < a < x.mean() < b < d
