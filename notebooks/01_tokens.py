@@ -330,7 +330,7 @@ from IPython.display import Markdown
 
 left = crowded[(crowded["bins"] == "uniform") & (crowded["reward of a fall"] == -100.0)].iloc[0]
 gain = comparison.loc["median error", "uniform"] / comparison.loc["median error", "quantile"]
-walks = at_stake.set_index("dataset").loc["four-rooms"]
+walks = at_stake.set_index("dataset").loc["four-rooms-all"]
 Markdown(
     f"With V = {V}, the largest rounding error of any of {len(steps):,} steps is {(error / width).max():.2%} of the range, "
     f"half a bin. On {MEANING[skewed].split(' (')[0]}, quantile bins change the median error by a factor of {1 / gain:.2f} and "
