@@ -95,9 +95,6 @@ pd.DataFrame(
 #   is followed for one step. It has the horizon of `released` and as many transitions of its model.
 
 # %%
-runs = [run for name in NAMES for run in offline.comparison(name, size)]
-if results.mode() != "book":
-    print(f"planning takes about {offline.expected_minutes(runs):.0f} minutes here at most, if no robot falls and nothing is there yet")
 rollouts = offline.table1(size, official)
 scores = offline.figure_4(size, rollouts)
 

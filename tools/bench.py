@@ -32,7 +32,7 @@ from ttlib import control, experiments, results, search, stages, tokenizer, trai
 from ttlib.model import GPT, ModelConfig
 
 WINDOW, PAST = 20, 5  # transitions
-TASKS = {"hopper": experiments.HOPPER, "halfcheetah": tokenizer.Transition(17, 6)}
+TASKS = {"hopper": experiments.HOPPER, "halfcheetah": experiments.HALFCHEETAH}
 MODELS = {  # O: the authors' code; P: the paper; S: for size smoke
     "O": dict(n_layer=4, n_head=4, d_model=128),
     "P": dict(n_layer=4, n_head=6, d_model=192),

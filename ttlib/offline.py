@@ -25,7 +25,12 @@ class Run:
 
     @property
     def transformer(self) -> bool:
-        return self.method in ("tto", "sampling", "imitation")
+        return self.method in stages.BY_TRANSFORMER
+
+    @property
+    def models(self) -> list[Experiment]:
+        """Those that it needs."""
+        return [self.exp] * self.transformer + [self.scorer] * (self.scorer is not None)
 
     @property
     def profile(self) -> str:
@@ -53,8 +58,7 @@ class Run:
         return results.table(name, self.exp.size, make, config, _inputs([self]), public=False)
 
     def inputs(self) -> dict[str, str]:
-        used = [self.exp] * self.transformer + [self.scorer] * (self.scorer is not None)
-        return {e.label: stages.weights_key(e) for e in used} or {"data": stages.data_key(self.exp.data)}
+        return {e.label: stages.weights_key(e) for e in self.models} or {"data": stages.data_key(self.exp.data)}
 
     def rollouts(self) -> list[control.Rollout]:
         """The rollouts again, without their states and actions."""
@@ -104,8 +108,7 @@ def comparison(name: str, size: str) -> list[Run]:
         many = tuple(range(2 if size == "smoke" else 12))
         runs.append(Run(v1, "behaviour", "the data's policies in turn", many))
     # The same horizon and as many transitions of the model as the planner.
-    plan = released.plan
-    setting = f"horizon {plan.horizon}, {plan.plans * plan.candidates} sequences"
+    setting = f"horizon {released.plan.horizon}, {released.plan.plans * released.plan.candidates} sequences"
     runs.append(Run(released, "random_shooting", setting, v1.seeds, scorer=v1))
     return runs
 
@@ -115,9 +118,10 @@ def names(size: str, official: bool = False) -> list[str]:
 
 
 def table(name: str, size: str, runs: list[Run]) -> pd.DataFrame:
-    """A public table of rollouts, one row each; progress is shown."""
+    """A public table of rollouts, one row each; an estimate is printed first, and progress is shown."""
 
     def make() -> pd.DataFrame:
+        print(f"Transformers' rollouts take {expected_minutes(runs):.0f} minutes here if no robot falls", flush=True)
         return pd.DataFrame([row for run in tqdm(runs, desc=name, unit="setting") for row in run.rows()])
 
     return results.table(name, size, make, {"runs": runs}, _inputs(runs))
@@ -126,7 +130,7 @@ def table(name: str, size: str, runs: list[Run]) -> pd.DataFrame:
 def _inputs(runs: list[Run]) -> dict[str, str]:
     """Keys of the models' weights, for which those that are missing are trained first."""
     for run in runs if results.mode() != "book" else []:
-        for exp in [run.exp] * run.transformer + [run.scorer] * (run.scorer is not None):
+        for exp in run.models:
             if stages.checkpoint_folder(exp) is None:
                 stages.load_or_train(exp)
     return {key: value for run in runs for key, value in run.inputs().items() if key != "data"}
@@ -187,8 +191,8 @@ def figure_4(size: str, rollouts: pd.DataFrame) -> pd.DataFrame:
     stratified for the mean over all datasets."""
 
     def make() -> pd.DataFrame:
-        rows, groups = [], ["method", "profile"]
-        for (method, profile), found in rollouts.groupby(groups, sort=False):
+        rows = []
+        for (method, profile), found in rollouts.groupby(["method", "profile"], sort=False):
             scores = {name: part.score.to_numpy() for name, part in found.groupby("dataset", sort=False)}
             for name, x in [*scores.items(), ("mean", None)]:
                 low, high = results.bootstrap(*(scores.values() if x is None else [x]))
@@ -254,16 +258,12 @@ def ablations(size: str) -> pd.DataFrame:
 
 
 def expected_minutes(runs: list[Run]) -> float:
-    """An estimate of what is not computed yet: one decision of each planner timed, for rollouts that never fall."""
+    """What the Transformers' rollouts take: one decision of each timed, for episodes of full length."""
     seconds = 0.0
-    for run in runs:
-        if run.method != "tto" or stages.checkpoint_folder(run.exp) is None:
-            continue
+    for run in (run for run in runs if run.transformer):
         env = stages.simulator(run.exp.data, run.exp.size)
         states = np.stack([env.reset(seed=seed)[0] for seed in run.seeds])
-        loaded, rng = train.load(stages.checkpoint_folder(run.exp), stages.device()), torch.Generator(stages.device())
-        choose = control.by_reward(run.exp.plan, rng)
-        agent = control.TransformerAgent(loaded.model, loaded.tokenizer, choose, run.exp.past, run.exp.plan.horizon)
+        agent = stages.transformer_agent(run.exp, run.method, run.seeds[0])
         start = time.perf_counter()
         agent.act(states)
         seconds += envs.MAX_STEPS * (time.perf_counter() - start)

@@ -270,7 +270,8 @@ def success_table(runs: list[control.Rollout], starts: np.ndarray, goals: np.nda
     return pd.DataFrame(rows)
 
 
-METHODS = ("tto", "sampling", "imitation", "bc", "bc10", "behaviour", "random_shooting")
+BY_TRANSFORMER = ("tto", "sampling", "imitation")
+METHODS = (*BY_TRANSFORMER, "bc", "bc10", "behaviour", "random_shooting")
 
 
 def act(
@@ -281,14 +282,8 @@ def act(
     episodes of greatest return, behaviour the data's own policies in turn, random_shooting plans through a Gaussian
     ensemble.  make() is the environment where the data are not of one of our tasks."""
     make = make or (lambda: simulator(exp.data, exp.size))
-    if method in ("tto", "sampling", "imitation"):
-        loaded, rng = load_or_train(exp), torch.Generator(device()).manual_seed(seeds[0])
-        choose, horizon = {
-            "tto": lambda: (control.by_reward(exp.plan, rng), exp.plan.horizon),
-            "sampling": lambda: (control.by_sampling(rng), 1),
-            "imitation": lambda: (control.by_likelihood(exp.horizon, exp.width), max(exp.horizon, 1)),
-        }[method]()
-        agent = control.TransformerAgent(loaded.model, loaded.tokenizer, choose, exp.past, horizon)
+    if method in BY_TRANSFORMER:
+        agent = transformer_agent(exp, method, seeds[0])
     elif method in ("bc", "bc10"):
         policy = cloned(exp, model_seed, 1.0 if method == "bc" else 0.1)
         agent = control.FunctionAgent(lambda s, rows: policy.act(s), len(seeds))
@@ -300,6 +295,18 @@ def act(
     else:
         raise ValueError(f"unknown method {method!r}; expected one of {METHODS}")
     return control.rollouts(make, agent, list(seeds), progress=progress)
+
+
+def transformer_agent(exp: Experiment, method: str, seed: int) -> control.TransformerAgent:
+    """The experiment's model acting by a method of BY_TRANSFORMER."""
+    loaded, rng = load_or_train(exp), torch.Generator(device()).manual_seed(seed)
+    if method == "tto":
+        choose, horizon = control.by_reward(exp.plan, rng), exp.plan.horizon
+    elif method == "sampling":
+        choose, horizon = control.by_sampling(rng), 1
+    else:
+        choose, horizon = control.by_likelihood(exp.horizon, exp.width), max(exp.horizon, 1)
+    return control.TransformerAgent(loaded.model, loaded.tokenizer, choose, exp.past, horizon)
 
 
 def simulator(config: DataConfig, size: str):
