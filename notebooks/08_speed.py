@@ -203,7 +203,7 @@ for axes, task in zip(panels, TASKS):
     for (h, rows), colour, marker in zip(live[live.task == task].groupby("horizon"), SHADES, "osD^"):
         axes.loglog(rows.plans, 1e3 * rows.seconds_per_decision, marker=marker, ms=5, color=colour, label=f"$h = {h}$")
     axes.axhline(LIMITS[task], ls="--", lw=1, color=draw.COLOURS["data"])
-    axes.annotate(f"{1e3 / LIMITS[task]:.0f} decisions a second", (1, LIMITS[task]), (0, 3), textcoords="offset points", fontsize="small")
+    axes.annotate(f"{1e3 / LIMITS[task]:.0f} decisions a second", (1, LIMITS[task]), (0, -3), textcoords="offset points", va="top", fontsize="small")
     plans = sorted(live.plans.unique())
     axes.set_xticks(plans, [str(n) for n in plans])
     axes.minorticks_off()
@@ -306,7 +306,7 @@ if "ratio_scaled" in one and one.ratio_scaled.notna().any():
     said.append(f"That is {one.ratio_scaled.min():.1f} to {one.ratio_scaled.max():.1f} times as fast as the fastest published peer.")
 said.append(f"The cache alone gives a factor of {levers['times the first'].iloc[1]:.0f} for hopper.")
 keeps = {task: (1e3 * live[live.task == task].seconds_per_decision < limit).any() for task, limit in LIMITS.items()}
-said += [f"The {task} {'can' if met else 'cannot'} be controlled in real time by some of the searches timed." for task, met in keeps.items()]
+said += [f"The {task} can be controlled in real time by {'some' if met else 'none'} of the searches timed." for task, met in keeps.items()]
 quickest = quality[~quality.setting.str.startswith("AdamW")].dropna().sort_values("reached after (min)")
 for row in quickest.drop_duplicates("task").itertuples():
     said.append(f"On {row.task}, `{row.setting}` reaches AdamW's loss of {row.target:.2f} nats in {row[6]:.1f} minutes.")

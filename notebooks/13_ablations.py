@@ -108,7 +108,7 @@ Markdown("\n\n".join(said(part) for _, part in table.groupby("dataset", sort=Fal
 # ````
 #
 # One that acts by a random candidate. Candidates are drawn from the model (`released`), so it has become sampling, the
-# imitation without search of page 05. That is why noise hurts so little: the worst case still acts like the data.
+# imitation without search of page 05. However bad the values are, its actions are those of the data.
 #
 # ````{solution-end}
 # ````
