@@ -155,8 +155,11 @@ both["cell"] = [f"{m:.1f}" + (f" ± {s:.1f}" if np.isfinite(s) else "") for m, s
 order = [*NAMES, "mean"]
 plain_name = {name.removesuffix("-v2"): name for name in NAMES}
 both["dataset"] = both.dataset.replace(plain_name)
-table = both.pivot(index="dataset", columns="label", values="cell").loc[order, list(mean.index)]
-table
+table = both.pivot(index="dataset", columns="label", values="cell").loc[order]
+table[list(mean.index[mean.source == "ours"])]
+
+# %% tags=["hide-input"]
+table[list(mean.index[mean.source != "ours"])]
 
 # %% [markdown]
 # ## Every rollout
