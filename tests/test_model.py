@@ -251,7 +251,32 @@ def test_projections_onto_the_residual_stream_start_smaller():
         assert found == pytest.approx(expected, rel=0.1), name
 
 
+def test_smooth_embeddings_are_as_alike_as_bins_are_close():
+    """Over the channels, cov(E[v], E[w]) = 0.3^2 exp(-(v - w)^2 / (2 * length^2)), and none across dimensions."""
+    config = ModelConfig(WORLD, 4, V=12, n_layer=1, n_head=1, d_model=20_000, smooth=3.0)
+    model = GPT.__new__(GPT)
+    torch.nn.Module.__init__(model)
+    model.config, model.token = config, torch.nn.Embedding(12 * WORLD.D, config.d_model)
+    torch.manual_seed(0)
+    model._initialise()
+    E = model.token.weight.detach()
+    found = E @ E.T / config.d_model
+    bins, dims = torch.arange(len(E)) % 12, torch.arange(len(E)) // 12
+    expected = 0.09 * (-0.5 * ((bins[:, None] - bins) / 3.0) ** 2).exp() * (dims[:, None] == dims)
+    assert (found - expected).abs().max() < 5 * 0.09 / math.sqrt(config.d_model)  # five deviations of an average
+
+
+def test_smooth_embeddings_change_no_other_weight_s_distribution_and_none_by_default():
+    torch.manual_seed(0)
+    plain = GPT(ModelConfig(WORLD, 4, n_layer=1, n_head=2, d_model=32))
+    torch.manual_seed(0)
+    smooth = GPT(ModelConfig(WORLD, 4, n_layer=1, n_head=2, d_model=32, smooth=3.0))
+    for (name, p), q in zip(plain.named_parameters(), smooth.parameters()):
+        assert torch.equal(p, q) == (name != "token.weight"), name
+
+
 @pytest.mark.parametrize("options, match", [
+    ({"smooth": -1.0}, "smooth=-1.0; expected a length"),
     ({"d_model": 20, "n_head": 6}, "d_model=20 .*multiple of n_head=6"),
     ({"dropout_where": "all"}, "dropout_where='all'; expected 'block' or 'everywhere'"),
     ({"T": 0}, "T=0, .*expected T >= 1"),

@@ -28,6 +28,7 @@ SETTINGS = [
     ("hopper-medium-replay", "AdamW, 6e-4", 2, ADAMW | {"lr": 6e-4}),
     ("hopper-medium-replay", "AdamW, 2e-3", 2, ADAMW),
     ("hopper-medium-replay", "Muon", 5, {}),
+    ("hopper-medium-replay", "Muon, smooth embeddings", 5, {"smooth": 30.0}),
     ("hopper-medium-replay", "AdamW", 17, ADAMW),
     ("hopper-medium-replay", "Muon, batch 32", 5, {"batch": 32}),
     ("hopper-medium-replay", "Muon, dropout 0.1 at the end of blocks", 5, {"dropout": 0.1}),
@@ -36,13 +37,14 @@ SETTINGS = [
     ("hopper-medium-replay", "schedule-free AdamW", 5, {"lr": 5e-3, "schedule_free": True}),
     ("humanoid", "AdamW", 5, ADAMW),
     ("humanoid", "Muon", 5, {}),
+    ("humanoid", "Muon, smooth embeddings", 5, {"smooth": 30.0}),
     ("humanoid", "Muon, batch 16", 5, {"batch": 16}),
 ]
 
 
 def changed(exp: Experiment, changes: dict) -> Experiment:
     """The experiment with other fields of its model or its training."""
-    model = {name: value for name, value in changes.items() if name in ("dropout", "n_layer", "T")}
+    model = {name: value for name, value in changes.items() if name in ("dropout", "n_layer", "T", "smooth")}
     training = {name: value for name, value in changes.items() if name in ("optimiser", "lr", "batch")}
     if changes.get("schedule_free"):
         training["final_lr"] = 1.0  # constant after the warm-up

@@ -35,6 +35,7 @@ class ModelConfig:
     dropout_where: str = "block"  # "block": at the end of each block; "everywhere": embedding, attention, residual
     prefix: int = 0
     missing: bool = results.added(False)  # states may be hidden: ids V*D + i stand for "state dimension i unknown"
+    smooth: float = results.added(0.0)  # initial embeddings of a dimension's bins are alike over this many bins
 
     @property
     def max_tokens(self) -> int:
@@ -49,6 +50,8 @@ class ModelConfig:
             raise ValueError(f"V={self.V} bins; expected at most 255 where states may be hidden: byte 255 marks those")
         if self.T < 1 or not 0 <= self.dropout < 1:
             raise ValueError(f"T={self.T}, dropout={self.dropout}; expected T >= 1 and 0 <= dropout < 1")
+        if self.smooth < 0:
+            raise ValueError(f"smooth={self.smooth}; expected a length in bins, 0 for independent embeddings")
 
 
 Attend = Callable[[int, Tensor], Tensor]  # layer, its q, k and v (B, t, 3 * d_model) -> (B, t, d_model)
@@ -113,6 +116,14 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / depth)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
+        if self.config.smooth:
+            # Departs from the paper: initial embeddings of neighbouring bins may be alike, far lower loss per minute.
+            # Each channel is a random cosine: a Gaussian process of length `smooth` (Rahimi and Recht 2007).
+            (D, V), d = (self.config.transition.D, self.config.V), self.config.d_model
+            frequency = torch.randn(D, 1, d) / self.config.smooth
+            phase = torch.arange(V)[:, None] * frequency + 2 * math.pi * torch.rand(D, 1, d)
+            with torch.no_grad():
+                self.token.weight[: V * D] = 0.3 * math.sqrt(2) * phase.cos().flatten(0, 1)
 
     def model_input(self, ids: Tensor) -> Tensor:
         """ids: any shape -> same shape, every reward-to-go replaced by bin 0 of its dimension."""
