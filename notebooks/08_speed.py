@@ -25,8 +25,6 @@ size = "laptop"
 
 # %% tags=["hide-input", "reads-results"]
 import json
-import subprocess
-import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -39,23 +37,13 @@ from ttlib import draw, results
 FOLDER = results.folder(size)
 
 
-def bench(name: str) -> pd.DataFrame:
-    """A table of `make bench`.  Where there is none yet, it is measured now."""
-    path = FOLDER / f"bench_{name}.csv"
-    if not path.exists() and results.mode() == "book":
-        raise FileNotFoundError(f"{path} is missing: `make book` only draws; run `make SIZE={size} bench` first")
-    if not path.exists():
-        subprocess.run([sys.executable, results.ROOT / "tools" / "bench.py", "--size", size], check=True)
-    return pd.read_csv(path)
-
-
 def plain_ticks(axis) -> None:
     """1, 2, 5, 10, ... on a logarithmic axis, without powers."""
     axis.set_major_locator(LogLocator(10, (1, 2, 5)))
     axis.set_major_formatter("{x:g}")
 
 
-planning, training, scaling, profile = (bench(name) for name in ("planning", "training", "scaling", "profile"))
+planning, training, scaling, profile = (results.bench(name, size) for name in ("planning", "training", "scaling", "profile"))
 about = json.loads((FOLDER / "bench_planning.json").read_text())
 published = pd.read_csv(results.ROOT / "data" / "published_speed.csv")
 MODEL = planning.model[0]

@@ -256,7 +256,7 @@ def regenerate(path: Path, task: str, quality: str, steps: int, seed: int, physi
     if steps < WORTH_PROCESSES:
         found = [_behave(*job) for job in jobs]
     else:
-        with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), results.follow_parent) as pool:
             found = list(pool.map(_behave, *zip(*jobs, strict=True)))
     data.write(path, {name: np.concatenate([part[name] for part in found]) for name in found[0]})
 

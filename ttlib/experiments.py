@@ -251,7 +251,7 @@ def _pendulum(name: str, size: str, profile: str) -> Experiment:
     return own(name, DataConfig("pendulum", "swing-up", steps), PENDULUM, size, profile)
 
 
-MODEL_SEEDS = {"smoke": (0,), "laptop": (0,), "paper": (0, 1, 2, 3, 4)}  # of cloned policies
+MODEL_SEEDS = {"smoke": (0,), "laptop": (0,), "paper": (0, 1, 2, 3, 4)}  # of Table 1 and imitation
 BINS = ("halfcheetah-medium-expert-uniform-bins", "halfcheetah-medium-expert-finer-states")  # of `released`
 # Random shooting's ensemble: its hidden layers are narrower than Figure 2's, for six to nine times fewer dimensions.
 SHOOTING = EnsembleConfig(members=5, width=200, layers=3, lr=4e-3, batch=128, updates=4000, rewards=True)
@@ -308,6 +308,15 @@ _EXPERIMENTS = {
 }
 
 
+def models(exp: Experiment) -> list[Experiment]:
+    """The experiment with each model seed of its size and an equal share of its rollout seeds: at paper size
+    15 runs are 5 models with 3 rollouts each."""
+    seeds = MODEL_SEEDS[exp.size]
+    share = len(exp.seeds) // len(seeds)
+    parts = [exp.seeds[i * share : (i + 1) * share] for i in range(len(seeds))]
+    return [replace(exp, train=replace(exp.train, seed=k), seeds=part) for k, part in zip(seeds, parts)]
+
+
 def table1(size: str) -> tuple[str, ...]:
     """The datasets of Table 1; at smoke size one of each robot and of each quality."""
     return TABLE1 if size != "smoke" else (TABLE1[0], TABLE1[4], TABLE1[8])
@@ -343,8 +352,9 @@ def names() -> list[str]:
 def needed(size: str) -> list[Experiment]:
     """The experiments whose models the pages need, in order."""
     rooms = [get(name, size) for name in _EXPERIMENTS if name.startswith("four-rooms")]
-    planned = [get(name, size, profile) for profile in PROFILES[::-1] for name in table1(size)]
-    imitators = [get(name, size) for name in experts(size)] + [get(name, size, "released") for name in bins(size)]
+    planned = [e for profile in PROFILES[::-1] for name in table1(size) for e in models(get(name, size, profile))]
+    imitators = [e for name in experts(size) for e in models(get(name, size))]
+    imitators += [get(name, size, "released") for name in bins(size)]
     humanoids = [get(name, size) for name in _EXPERIMENTS if name.startswith("humanoid")]
     seeds = long_horizon(size, "observed").seeds
     humanoids = [replace(exp, train=replace(exp.train, seed=seed)) for seed in seeds for exp in humanoids]

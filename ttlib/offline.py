@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -50,12 +51,23 @@ class Run:
                 for run, found in zip(runs, density, strict=True)
             ])  # fmt: skip
 
+        name, config = self.recipe()
+        return results.table(name, self.exp.size, make, config, _inputs([self]), public=False)
+
+    def recipe(self) -> tuple[str, dict]:
+        """Name and config of the table of its steps."""
         known = self.exp if self.transformer else [self.exp.data, self.exp.size]
         if self.method == "random_shooting":
             known = [*known, experiments.SHOOTING, self.exp.plan]
         config = {"of": known, "method": self.method, "seeds": self.seeds, "model_seed": self.model_seed}
-        name = "-".join(("rollouts", self.exp.data.name, self.method, self.profile))
-        return results.table(name, self.exp.size, make, config, _inputs([self]), public=False)
+        return "-".join(("rollouts", self.exp.data.name, self.method, self.profile)), config
+
+    def file(self) -> Path | None:
+        """Where its steps are kept; None as long as a model is not there, whose weights are in the file's name."""
+        if any(stages.checkpoint_folder(exp) is None for exp in self.models):
+            return None
+        name, config = self.recipe()
+        return results.table_file(name, self.exp.size, config, keys([self]))
 
     def inputs(self) -> dict[str, str]:
         return {e.label: stages.weights_key(e) for e in self.models} or {"data": stages.data_key(self.exp.data)}
@@ -68,12 +80,16 @@ class Run:
             for seed, rows in self.steps().groupby("rollout_seed", sort=False)
         ]  # fmt: skip
 
-    def rows(self) -> list[dict]:
-        """Rows of `table1_rollouts.csv`; demonstrator: the mean return of the dataset's episodes."""
+    def scores(self) -> list[dict]:
+        """Rows of `table1_rollouts.csv`, but for their demonstrator."""
         method = "tto" if self.transformer else self.method
         rows = stages.rollout_rows(self.rollouts(), self.exp, method, self.setting, self.model_seed)
-        known = {"profile": self.profile, "demonstrator": stages.dataset(self.exp.data).returns.mean()}
-        return [row | known for row in rows]
+        return [row | {"profile": self.profile} for row in rows]
+
+    def rows(self) -> list[dict]:
+        """Rows of `table1_rollouts.csv`; demonstrator: the mean return of the dataset's episodes."""
+        demonstrator = stages.dataset(self.exp.data).returns.mean()
+        return [row | {"demonstrator": demonstrator} for row in self.scores()]
 
 
 def action_log_density(exp: Experiment, runs: list[control.Rollout]) -> list[np.ndarray]:
@@ -95,15 +111,20 @@ def action_log_density(exp: Experiment, runs: list[control.Rollout]) -> list[np.
 def planning(exp: Experiment, name: str = "", **options) -> Run:
     plan = exp.plan
     setting = name or f"horizon {plan.horizon}, {plan.plans} x {plan.candidates}"
-    return Run(exp, "tto", setting, exp.seeds, **options)
+    return Run(exp, "tto", setting, exp.seeds, exp.train.seed, **options)
+
+
+def cloning(exp: Experiment, method: str, setting: str) -> list[Run]:
+    return [Run(exp, method, setting, e.seeds, e.train.seed) for e in experiments.models(exp)]
 
 
 def comparison(name: str, size: str) -> list[Run]:
     """All rollouts of one dataset of Table 1: the planner in both profiles and what it is compared with."""
     v1, released = (experiments.get(name, size, profile) for profile in ("v1", "released"))
-    runs = [planning(released, scorer=v1), planning(v1, scorer=released)]
-    for method, setting in (("bc", "MLP 2 x 256"), ("bc10", "MLP 2 x 256, best tenth of episodes")):
-        runs += [Run(v1, method, setting, v1.seeds, model_seed) for model_seed in experiments.MODEL_SEEDS[size]]
+    runs = []
+    for ours, theirs in zip(experiments.models(released), experiments.models(v1)):
+        runs += [planning(ours, scorer=theirs), planning(theirs, scorer=ours)]
+    runs += cloning(v1, "bc", "MLP 2 x 256") + cloning(v1, "bc10", "MLP 2 x 256, best tenth of episodes")
     if not v1.data.official:
         many = tuple(range(2 if size == "smoke" else 12))
         runs.append(Run(v1, "behaviour", "the data's policies in turn", many))
@@ -128,21 +149,30 @@ def table(name: str, size: str, runs: list[Run]) -> pd.DataFrame:
 
 
 def _inputs(runs: list[Run]) -> dict[str, str]:
-    """Keys of the models' weights, for which those that are missing are trained first."""
+    """`keys`, for which models that are missing are trained first."""
     for run in runs if results.mode() != "book" else []:
         for exp in run.models:
             if stages.checkpoint_folder(exp) is None:
                 stages.load_or_train(exp)
+    return keys(runs)
+
+
+def keys(runs: list[Run]) -> dict[str, str]:
+    """Of the weights that runs are computed from."""
     return {key: value for run in runs for key, value in run.inputs().items() if key != "data"}
+
+
+def table1_runs(size: str, official: bool = False) -> list[Run]:
+    return [run for name in names(size, official) for run in comparison(name, size)]
 
 
 def table1(size: str, official: bool = False) -> pd.DataFrame:
     """`table1_rollouts.csv`."""
-    return table("table1_rollouts", size, [run for name in names(size, official) for run in comparison(name, size)])
+    return table("table1_rollouts", size, table1_runs(size, official))
 
 
 def planners(size: str, official: bool = False) -> list[Run]:
-    return [run for name in names(size, official) for run in comparison(name, size) if run.scorer]
+    return [run for run in table1_runs(size, official) if run.scorer]
 
 
 def values(size: str, official: bool = False) -> pd.DataFrame:
@@ -218,22 +248,27 @@ def figure_4(size: str, rollouts: pd.DataFrame) -> pd.DataFrame:
 LENGTHS = {0: "action alone", 1: "1 transition", 3: "3 transitions"}  # of a likelihood beam
 
 
-def imitation(size: str) -> pd.DataFrame:
-    """`imitation_rollouts.csv`: likelihood beams of several lengths on expert data, beside cloning and the expert."""
+def imitation_runs(size: str) -> list[Run]:
     runs = []
     for name in experiments.experts(size):
         exp = experiments.get(name, size)
         longest = exp.model.T - exp.past
         for horizon, setting in LENGTHS.items():
             if horizon <= longest:
-                runs.append(Run(replace(exp, horizon=horizon), "imitation", setting, exp.seeds))
-        runs += [Run(exp, "bc", "MLP 2 x 256", exp.seeds, seed) for seed in experiments.MODEL_SEEDS[size]]
+                for e in experiments.models(exp):
+                    runs.append(Run(replace(e, horizon=horizon), "imitation", setting, e.seeds, e.train.seed))
+        runs += cloning(exp, "bc", "MLP 2 x 256")
         runs.append(Run(exp, "behaviour", "the expert", tuple(range(2 if size == "smoke" else 12))))
-    return table("imitation_rollouts", size, runs)
+    return runs
 
 
-def ablations(size: str) -> pd.DataFrame:
-    """`ablations_rollouts.csv`: one change at a time to the released profile; of the search on hopper, of the bins on
+def imitation(size: str) -> pd.DataFrame:
+    """`imitation_rollouts.csv`: likelihood beams of several lengths on expert data, beside cloning and the expert."""
+    return table("imitation_rollouts", size, imitation_runs(size))
+
+
+def ablations_runs(size: str) -> list[Run]:
+    """One change at a time to the released profile; of the search on hopper, of the bins on
     halfcheetah's medium-expert data, where the paper suspects coarse ones (not at laptop size)."""
     exp = experiments.get("hopper-medium-replay", size, "released")
     exp, plan = replace(exp, seeds=tuple(range(2 if size == "smoke" else 5))), exp.plan
@@ -254,7 +289,12 @@ def ablations(size: str) -> pd.DataFrame:
         runs.append(planning(experiments.get("halfcheetah-medium-expert", size, "released"), "main"))
     for name in experiments.bins(size):
         runs.append(planning(experiments.get(name, size, "released"), " ".join(name.split("-")[-2:])))
-    return table("ablations_rollouts", size, runs)
+    return runs
+
+
+def ablations(size: str) -> pd.DataFrame:
+    """`ablations_rollouts.csv`."""
+    return table("ablations_rollouts", size, ablations_runs(size))
 
 
 def expected_minutes(runs: list[Run]) -> float:

@@ -1,22 +1,29 @@
 """Numbers with parents: tables keyed by what made them, published as CSV + JSON; figures drawn from them."""
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
 import platform
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.metadata import version
+from multiprocessing import parent_process
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
-TABLES = ROOT / "build" / "tables"
+# What is computed and not published.  On a cluster: a folder that all nodes see, where there is one.
+BUILD = Path(os.environ.get("TTLIB_BUILD") or ROOT / "build").resolve()
+TABLES = BUILD / "tables"
 SIZES = ("smoke", "laptop", "paper")
 MODES = ("all", "scratch", "book")
 
@@ -75,6 +82,12 @@ def gflops() -> float:
     return round(max(rates), 1)
 
 
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide numbers."""
+    packages = ("torch", "numpy", "gymnasium", "mujoco")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
 def provenance() -> dict:
     """Commit, versions and machine: what a number depends on beside its config."""
     import torch
@@ -84,22 +97,47 @@ def provenance() -> dict:
         commit = commit.stdout.strip() or "not a git checkout"
     except FileNotFoundError:
         commit = "git is not installed"
-    packages = ("torch", "numpy", "gymnasium", "mujoco")
-    versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return {
         "commit": commit,
-        "versions": versions,
+        "versions": versions(),
         "device": device,
         "threads": torch.get_num_threads(),
         "gflops_fp32": gflops(),
     }
 
 
+def shown(path: Path) -> Path:
+    """A path as it is printed: below the repository's root without it."""
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
+@contextlib.contextmanager
+def alone(path: Path):
+    """One process at a time makes `path`, also of several nodes.  Where the file system has no locks all of them do,
+    and the last one's file stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def follow_parent() -> None:
+    """First call of a worker process: it ends when its parent does, killed or not, and waits for no more work."""
+
+    def watch():
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def write_aside(path: Path, write: Callable[[Path], object]) -> None:
     """write(other path), then rename: a killed or failed run leaves no half file under the final name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    # Containers on several nodes have the same process ids, and may share the folder.
+    aside = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.part")
     try:
         write(aside)
         aside.replace(path)
@@ -135,6 +173,16 @@ def _publish(name: str, size: str, csv: str, about: dict) -> None:
     _write(record, json.dumps(about, indent=1) + "\n")
 
 
+def _recipe(name: str, config: dict, stage: int) -> tuple[str, dict]:
+    config = json.loads(json.dumps(plain(config)))
+    return key(name, stage, config), config
+
+
+def table_file(name: str, size: str, config: dict, inputs: dict[str, str] | None = None, stage: int = 1) -> Path:
+    """Where `table` keeps a table, whether or not it is there."""
+    return TABLES / f"{name}-{size}-{key(_recipe(name, config, stage)[0], inputs or {})}.csv"
+
+
 def table(
     name: str,
     size: str,
@@ -151,18 +199,17 @@ def table(
     In mode "book" the published file is read and nothing is computed: FileNotFoundError if it is missing,
     ValueError if it was made with another config.
     """
-    config = json.loads(json.dumps(plain(config)))
-    recipe = key(name, stage, config)
-    published = folder(size) / f"{name}.csv"
+    folder(size)  # a known size?
     if mode() == "book" and public:
-        return _published(published, recipe)
-    path = TABLES / f"{name}-{size}-{key(recipe, inputs or {})}.csv"
+        return published(name, size, config, stage)[0]
+    path = table_file(name, size, config, inputs, stage)
     if path.exists():
         print(f"{name}: loaded (key {path.stem[-16:]})")
     else:
         print(f"{name}: computing", flush=True)
         start = time.perf_counter()
         made = make()
+        recipe, config = _recipe(name, config, stage)
         about = {"name": name, "size": size, "recipe": recipe, "config": config, "inputs": inputs or {}}
         about |= provenance() | {"wall_seconds": round(time.perf_counter() - start, 1)}
         _write(path.with_suffix(".json"), json.dumps(about, indent=1))
@@ -173,12 +220,26 @@ def table(
     return pd.read_csv(path)
 
 
-def _published(path: Path, recipe: str) -> pd.DataFrame:
+def published(name: str, size: str, config: dict, stage: int = 1) -> tuple[pd.DataFrame, dict]:
+    """A published table and its record; raises as `table` does in mode "book"."""
+    path, (recipe, _) = folder(size) / f"{name}.csv", _recipe(name, config, stage)
     if not path.exists() or not path.with_suffix(".json").exists():
         raise FileNotFoundError(f"{path} or its .json is missing: `make book` only draws; run `make all` first")
-    if (found := json.loads(path.with_suffix(".json").read_text())["recipe"]) != recipe:
+    about = json.loads(path.with_suffix(".json").read_text())
+    if about["recipe"] != recipe:
+        found = about["recipe"]
         raise ValueError(f"{path} was made with another config (recipe {found}, now {recipe}): run `make all`")
-    print(f"{path.stem}: published result read")
+    print(f"{name}: published result read")
+    return pd.read_csv(path), about
+
+
+def bench(name: str, size: str) -> pd.DataFrame:
+    """A table of `make bench`.  Where there is none yet, it is measured now; FileNotFoundError in mode "book"."""
+    path = folder(size) / f"bench_{name}.csv"
+    if not path.exists() and mode() == "book":
+        raise FileNotFoundError(f"{path} is missing: `make book` only draws; run `make SIZE={size} bench` first")
+    if not path.exists():
+        subprocess.run([sys.executable, ROOT / "tools" / "bench.py", "--size", size], check=True)
     return pd.read_csv(path)
 
 

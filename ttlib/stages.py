@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -34,9 +35,9 @@ from ttlib.train import Checkpoint
 
 # Raised by hand when the meaning of a stage changes, so that tidying code retrains nothing.
 DATA_STAGE, MODEL_STAGE = 1, 1
-REGENERATED = results.ROOT / "data" / "regenerated"
+REGENERATED = (results.BUILD if os.environ.get("TTLIB_BUILD") else results.ROOT / "data") / "regenerated"
 SHIPPED = results.ROOT / "data" / "checkpoints"
-TRAINED = results.ROOT / "build" / "checkpoints"
+TRAINED = results.BUILD / "checkpoints"
 ACTION_RANGE = (-1.0, 1.0)  # of every task of the book; the humanoid's is narrower still
 
 
@@ -58,6 +59,13 @@ def dataset_file(config: DataConfig) -> Path:
         return path
     if config.task == "own":
         raise FileNotFoundError(f"{path} is missing: hand the arrays to `stages.keep` again")
+    with results.alone(path):
+        if not path.exists():
+            _generate(config, path)
+    return path
+
+
+def _generate(config: DataConfig, path: Path) -> None:
     print(f"{config.name}: generating {config.steps:,} {'trajectories' if config.task == 'four-rooms' else 'steps'}")
     if config.task == "four-rooms":
         data.write(path, fourrooms.demonstrations(config.steps, config.seed, config.excluded_pairs))
@@ -65,7 +73,6 @@ def dataset_file(config: DataConfig) -> Path:
         data.write(path, own.swing_up(config.steps, config.seed))
     else:
         envs.regenerate(path, config.task, config.quality, config.steps, config.seed, config.physics)
-    return path
 
 
 def keep(name: str, arrays: Mapping[str, np.ndarray], action_range: tuple[float, float] | None = None) -> DataConfig:
@@ -143,7 +150,7 @@ def load_or_train(exp: Experiment) -> Checkpoint:
     if folder is not None:
         loaded = train.load(folder, device())
         print(
-            f"{exp.label}: model loaded from {folder.relative_to(results.ROOT)}, "
+            f"{exp.label}: model loaded from {results.shown(folder)}, "
             f"{loaded.about['held_out_all']:.3f} held-out nats a token"
         )
         return loaded
