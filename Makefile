@@ -4,10 +4,12 @@
 # PYTHON  the Python, 3.11 or newer, that the environment is made from
 # TORCH_INDEX  one more package index, for a Linux machine without a GPU (PyPI's torch brings several GB of CUDA):
 #              make TORCH_INDEX=https://download.pytorch.org/whl/cpu all
+# EXECUTOR  where `make sweep` runs its jobs: inline, processes (the default), ray (a cluster, see page 14)
 # ARGS    more arguments: make hopper ARGS="-p seeds=2", make test ARGS="-k tokens"
 PYTHON ?= python3
 SIZE ?= laptop
 MODE ?= all
+EXECUTOR ?= processes
 TORCH_INDEX ?=
 ARGS ?=
 VENV ?= .venv
@@ -25,7 +27,7 @@ endif
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml requirements.lock | cksum | cut -d ' ' -f 1)
 
 # In this order; the ledger comes after all that it judges, the first page last, since it lists what the others cost.
-PAGES := tokens model search four_rooms hopper datasets own speed horizon attention offline imitation ablations ledger start
+PAGES := tokens model search four_rooms hopper datasets own speed horizon attention offline imitation ablations cluster ledger start
 start_PAGE := 00_start_here
 tokens_PAGE := 01_tokens
 model_PAGE := 02_model_and_training
@@ -40,14 +42,15 @@ attention_PAGE := 10_attention
 offline_PAGE := 11_offline_rl
 imitation_PAGE := 12_imitation
 ablations_PAGE := 13_ablations
+cluster_PAGE := 14_cluster
 ledger_PAGE := 15_claims
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help all scratch book estimate data pages html $(PAGES) fig1 fig2 fig3 fig4 fig5 table1 lab test lint bench tune policies claims ship lock clean
+.PHONY: help all scratch book estimate data pages html $(PAGES) fig1 fig2 fig3 fig4 fig5 table1 sweep lab test test-cluster lint bench tune policies claims ship lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9_]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 	@echo "SIZE=$(SIZE) (smoke, laptop, paper), MODE=$(MODE) (all, scratch, book); more at the top of the Makefile"
 
 all: estimate data pages html ## data, every page, and the book: computes only what is missing
@@ -85,6 +88,7 @@ attention: ## page 10: attention maps, their scores, a viewer
 offline: ## page 11: nine datasets
 imitation: ## page 12: imitation
 ablations: ## page 13: one change at a time
+cluster: ## page 14: the sweep on a cluster, and what it costs
 ledger: ## page 15: the paper's claims, and whether they hold
 
 $(PAGES): $(STAMP)
@@ -93,7 +97,14 @@ $(PAGES): $(STAMP)
 fig1 fig2: horizon ## figures 1 and 2 of the paper
 fig5: four_rooms ## figure 5 of the paper
 fig3: attention ## figure 3 of the paper
-fig4 table1: offline ## figure 4 and table 1 of the paper
+fig4: offline ## figure 4 of the paper, and its table 1
+
+# Where Ray is wanted it is installed first.
+sweep: $(STAMP)$(if $(filter ray,$(EXECUTOR)),-cluster) ## table 1, imitation, ablations as jobs: make SIZE=paper EXECUTOR=ray sweep
+	$(BIN)/python tools/sweep.py --size $(SIZE) --executor $(EXECUTOR) $(if $(filter scratch,$(MODE)),--mode scratch) $(ARGS)
+
+table1: $(STAMP) ## table 1 of what is finished, and what is missing
+	$(BIN)/python tools/commands.py table1 --size $(SIZE)
 
 # jupytext shows the pages as notebooks; settings stay in the build folder, away from the user's own.
 lab: export JUPYTER_CONFIG_DIR = $(abspath $(BUILD)/jupyter/config)
@@ -106,6 +117,9 @@ lab: $(STAMP) ## open the pages in JupyterLab
 
 test: $(STAMP) ## the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+test-cluster: $(STAMP)-cluster ## the tests that start a Ray cluster on this machine
+	$(BIN)/python -m pytest -m cluster $(ARGS)
 
 lint: $(STAMP) ## ruff
 	$(BIN)/ruff check .
@@ -129,7 +143,7 @@ ship: $(STAMP) ## put trained models and results where git keeps them
 # One version of each package for every system and every Python from 3.11.0 on; this alone needs uv.
 lock: ## write requirements.lock and environment.yml anew, with the newest versions
 	uv pip compile -q --universal --fork-strategy fewest --python-version 3.11 --no-header --no-annotate \
-	--extra book --extra test --extra policies pyproject.toml | $(PYTHON) tools/environment.py lock
+	--extra book --extra test --extra cluster --extra policies pyproject.toml | $(PYTHON) tools/environment.py lock
 	$(PYTHON) tools/environment.py
 
 clean: ## remove executed pages, the book and caches; data, models, figures and the environment stay
@@ -159,7 +173,7 @@ $(STAMP): | $(BIN)/python
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
-# Only `make policies` needs these. The name begins as the other's, so that new versions install both again.
-$(STAMP)-policies: $(STAMP)
-	$(call install,$(VENV)) -c requirements.lock -e ".[policies]"
+# Only `make policies`, and a sweep on Ray, need these. Names begin as the other's, so that new versions install all again.
+$(STAMP)-policies $(STAMP)-cluster: $(STAMP)
+	$(call install,$(VENV)) -c requirements.lock -e ".[$(lastword $(subst -, ,$@))]"
 	@touch $@

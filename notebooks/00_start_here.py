@@ -54,6 +54,7 @@ from ttlib import experiments, results, stages, train
 # | [Nine datasets](11_offline_rl.py) | offline reinforcement learning, ours beside what is published | Figure 4, Table 1 |
 # | [Imitation](12_imitation.py) | likelihood beams of several lengths | Section 4.2 |
 # | [Ablations](13_ablations.py) | the planner with one change at a time | Sections 3.2, 4.2 |
+# | [The sweep on a cluster](14_cluster.py) | Table 1 as jobs, on two cores or many GPUs, and what it costs | Table 1, Appendix A |
 # | [The ledger](15_claims.py) | each claim of the paper, and whether it holds here | all sections |
 
 # %% [markdown]
@@ -121,6 +122,7 @@ plt.show()
 # | `make book` | this book from results that are already there |
 # | `make SIZE=smoke all` | every cell in a few minutes, with results that mean nothing |
 # | `make lab` | the pages in Jupyter |
+# | `make sweep` | Table 1, imitation and ablations as jobs, here or on a cluster; `make table1`: what is finished |
 # | `make bench` | how fast this machine plans and trains, for the speed page |
 #
 # `make all` and `make scratch` print an estimate for your machine before they begin. The shipped models were

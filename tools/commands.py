@@ -1,4 +1,4 @@
-"""python tools/commands.py data | estimate | ship | claims: what make asks for beside the pages."""
+"""python tools/commands.py data | estimate | table1 | ship | claims: what make asks for beside the pages."""
 
 import argparse
 import hashlib
@@ -6,7 +6,7 @@ import json
 import os
 import sys
 
-from ttlib import claims, experiments, longhorizon, results, stages
+from ttlib import claims, experiments, longhorizon, offline, results, stages, sweep
 
 
 def make_data(size: str) -> None:
@@ -20,7 +20,7 @@ def make_data(size: str) -> None:
 
 def estimate(size: str) -> None:
     """What is still to be computed, and how long it takes on this machine, before any of it is begun."""
-    rate, seconds = 0.5 * results.gflops() * 1e9, 60.0
+    seconds = 60.0
     print(
         f"this machine multiplies fp32 matrices at {results.gflops():.0f} GFLOP/s; size {size}, mode {results.mode()}"
     )
@@ -28,11 +28,9 @@ def estimate(size: str) -> None:
         if stages.checkpoint_folder(exp):
             print(f"  {exp.label:32} model is there")
             continue
-        tokens = exp.train.updates * exp.train.batch * exp.model.max_tokens
-        d, L = exp.model.d_model, exp.model.n_layer
-        work = 6 * tokens * (12 * L * d * d + 2 * L * d * exp.model.max_tokens / 2 + d * exp.model.V)
-        seconds += work / rate
-        print(f"  {exp.label:32} train on {tokens / 1e6:5.1f} million tokens: about {work / rate / 60:.1f} minutes")
+        tokens, takes = exp.train.updates * exp.train.batch * exp.model.max_tokens, sweep.seconds(exp, results.gflops())
+        seconds += takes
+        print(f"  {exp.label:32} train on {tokens / 1e6:5.1f} million tokens: about {takes / 60:.1f} minutes")
     records = sorted(results.folder(size).glob("*.json"))
     if not records:
         print("  results: no record of what they took, so they are not in the estimate")
@@ -50,17 +48,37 @@ def estimate(size: str) -> None:
     print(f"about {seconds / 60:.0f} minutes in all", flush=True)
 
 
+def table1(size: str) -> None:
+    """Table 1 of what is finished: printed, written to build/table1-<size>.csv, and what is missing named."""
+    table, missing = sweep.table1(size)
+    path = results.BUILD / f"table1-{size}.csv"
+    results.write_aside(path, lambda aside: table.to_csv(aside, index=False, float_format="%.6g", lineterminator="\n"))
+    rows = table.to_dict("records")
+    table["what"] = [f"{row['method']} {row['profile']}".removesuffix(" any") for row in rows]
+    of = [f"{row['n']}" + f" of {row['expected']}" * (row["n"] < row["expected"]) for row in rows]
+    table["cell"] = [f"{row['mean']:.1f} ± {row['std']:.1f} ({n})" if row["n"] else "-" for row, n in zip(rows, of)]
+    shown = table.pivot(index="dataset", columns="what", values="cell").loc[table.dataset.unique(), table.what.unique()]
+    print(f"scores, mean ± deviation (rollouts), size {size}\n{shown.to_string()}")
+    for line in missing[:20]:
+        print(f"missing: {line}")
+    if len(missing) > 20:
+        print("missing: ...")
+    way_out = f": `make SIZE={size} sweep`" if missing else ""
+    print(f"{len(missing)} of {len(offline.table1_runs(size))} sets of rollouts are missing{way_out}")
+    print(f"the table is in {results.shown(path)}")
+
+
 def ship(size: str) -> None:
     """Models trained here to data/checkpoints (those that are there already stay), and the checksums of all that
     data/ ships."""
     for exp in experiments.needed(size):
         if stages.checkpoint_folder(exp) != stages.SHIPPED / f"{exp.label}-{exp.size}":
-            print(stages.ship(exp).relative_to(results.ROOT))
+            print(results.shown(stages.ship(exp)))
     for panel in experiments.PANELS:
         protocol = experiments.long_horizon(size, panel)
         for seed in protocol.seeds:
             if longhorizon.ensemble_folder(protocol, seed).parent != stages.SHIPPED:
-                print(longhorizon.ship(protocol, seed).relative_to(results.ROOT))
+                print(results.shown(longhorizon.ship(protocol, seed)))
     data = results.ROOT / "data"
     files = sorted(p for name in ("checkpoints", "policies") for p in (data / name).rglob("*") if p.is_file())
     lines = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.relative_to(data).as_posix()}\n" for p in files]
@@ -79,7 +97,7 @@ def judge(_: str) -> None:
 
 
 def main() -> int:
-    commands = {"data": make_data, "estimate": estimate, "ship": ship, "claims": judge}
+    commands = {"data": make_data, "estimate": estimate, "table1": table1, "ship": ship, "claims": judge}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", choices=commands)
     parser.add_argument("--size", choices=results.SIZES, default="laptop")

@@ -55,8 +55,8 @@ def requirements_lock(project: dict, resolved: list[str]) -> str:
     pins = {line.split(";")[0].split("+")[0].strip() for line in resolved}
     pins = {pin for pin in pins if not pin.startswith(CUDA)} | set(no_deps(project))
     header = [
-        "# Every package that `make` installs, for `pip install -c requirements.lock -e .[book,test,policies]`.",
-        "# Written by `make lock`. CUDA packages are left out: torch pins its own.",
+        "# Every package that `make` installs, for `pip install -c requirements.lock -e .[EXTRAS]`: book, test,",
+        "# cluster and policies. Written by `make lock`. CUDA packages are left out: torch pins its own.",
     ]
     return "\n".join([*header, *sorted(pins, key=lambda pin: pin.split("==")[0])]) + "\n"
 
