@@ -117,12 +117,13 @@ print(json.dumps(results.plain(job))[:300], "...")
 # export TTLIB_BUILD=/scratch/$USER/ttlib
 # export RAY_ADDRESS=$(hostname):6379
 # .venv/bin/ray start --head --port=6379 --num-cpus=$SLURM_CPUS_PER_TASK --num-gpus=8
-# srun --nodes=$((SLURM_NNODES - 1)) --exclude=$(hostname) .venv/bin/ray start --address=$RAY_ADDRESS --block \
+# others=$((SLURM_NNODES - 1))
+# srun --nodes=$others --ntasks=$others --exclude=$(hostname) .venv/bin/ray start --address=$RAY_ADDRESS --block \
 #      --num-cpus=$SLURM_CPUS_PER_TASK --num-gpus=8 &
 # make SIZE=paper EXECUTOR=ray ARGS="--gpus 1 --cpus 8" sweep
 # ```
 #
-# If the time runs out, submit it again: it goes on. `--gpus 0.25` puts four jobs on a GPU, which pays where models
+# If the time runs out, submit it again: it goes on. The pages need the same `TTLIB_BUILD` to find the results. `--gpus 0.25` puts four jobs on a GPU, which pays where models
 # are so small that one alone leaves it idle.
 #
 # ### A cloud

@@ -168,6 +168,21 @@ def test_the_published_table_of_this_book_is_whole():
     assert missing == [] and (table.n == table.expected).all() and len(table) == 9 * 6
 
 
+def test_table_1_of_what_is_finished_is_printed_and_written(elsewhere, capsys):
+    runs = [run for run in offline.table1_runs("smoke") if run.method == "behaviour"]
+    assert swept(runs[0]) == {}
+    runpy.run_path(str(results.ROOT / "tools" / "commands.py"))["table1"]("smoke")
+    written = pd.read_csv(elsewhere / "table1-smoke.csv")
+    there = written[written.n > 0]
+    assert there[["dataset", "method", "n"]].values.tolist() == [[runs[0].exp.data.name, "behaviour", 2]]
+    scores = [row["score"] for row in runs[0].rows()]
+    assert there["mean"].item() == pytest.approx(np.mean(scores), rel=1e-5)
+    assert there["std"].item() == pytest.approx(np.std(scores, ddof=1), rel=1e-4)
+    said, missing = capsys.readouterr().out, len(offline.table1_runs("smoke")) - 1
+    assert f"{missing} of {missing + 1} sets of rollouts are missing: `make SIZE=smoke sweep`" in said
+    assert said.count("missing: rollouts") == missing and f"missing: {sweep.label(runs[1])}: not there" in said
+
+
 # -- what goes wrong ---------------------------------------------------------------------------------------
 
 def command(monkeypatch, todo, *arguments):

@@ -1,5 +1,6 @@
 """Where calls are carried out: here, in processes, on a Ray cluster.  A worker that dies takes one call with it."""
 
+import faulthandler
 import os
 import socket
 import time
@@ -11,6 +12,8 @@ from multiprocessing import get_context
 import torch
 
 from ttlib import results
+
+JOINING = 600.0  # seconds that Ray has to take us into a cluster that does answer; then a traceback says so
 
 
 class LostError(RuntimeError):
@@ -101,7 +104,13 @@ class Cluster(Inline):
             import ray
         except ImportError as error:
             raise ImportError('Ray is not installed: pip install -c requirements.lock -e ".[cluster]"') from error
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        # Ray's workers are polite, and have a minute to start: too short where others keep the processors busy.
+        patient = {"worker_niceness": 0, "worker_register_timeout_seconds": 600}
+        own = {"_system_config": patient, "include_dashboard": False} if address == "local" else {}
+        print(f"joining the Ray cluster at {address}", flush=True)
+        faulthandler.dump_traceback_later(JOINING, exit=True)
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
+        faulthandler.cancel_dump_traceback_later()
         self.ray, self.cpus, self.gpus, self.remote = ray, cpus, gpus, ray.remote(max_retries=0)(_call)
         if gpus > (there := ray.cluster_resources().get("GPU", 0)):
             raise ValueError(f"each asks for {gpus:g} GPU, the cluster has {there:g}; --gpus 0 runs on its processors")
