@@ -205,7 +205,7 @@ def hours(job, largest: float, printed: float | None = None) -> float:
 todo = sweep.jobs("paper")
 trainings = [job for job in todo if isinstance(job, Experiment)]
 largest = max(map(sweep.operations, trainings))
-READINGS = {"by arithmetic": None, f"paper, {rates.least:.0f} h": rates.least, f"paper, {rates.most:.0f} h": rates.most}
+READINGS = {"by arithmetic": None, f"the paper's {rates.least:.0f} h a model": rates.least, f"the paper's {rates.most:.0f} h a model": rates.most}
 cost = {name: {job: hours(job, largest, printed) for job in todo} for name, printed in READINGS.items()}
 
 # %% tags=["hide-input"]
@@ -230,7 +230,7 @@ axes.set_xticks(ticks := [n for n in GPUS if n.bit_count() == 1], map(str, ticks
 axes.minorticks_off()
 days = [6, 12, 24, 24 * 7, 24 * 30]
 axes.set_yticks(days, ["6 h", "12 h", "1 day", "1 week", "1 month"])
-axes.set(xlabel="GPUs", ylabel="time of the sweep", title=f"The sweep of size paper, calculated with the rates of ({size})")
+axes.set(xlabel="GPUs", ylabel="time of the sweep", title=f"The sweep of size paper, calculated ({size})")
 axes.spines[["top", "right"]].set_visible(False)
 axes.legend(frameon=False)
 plt.show()
