@@ -42,7 +42,7 @@ from ttlib import draw, offline, results
 # | no reward-to-go | is the heuristic needed? Plans are worth the rewards within the horizon alone |
 # | noise in $R$ | does the search tolerate inaccurate values? Every $R$ that is read gets Gaussian noise |
 # | $r$ and $R$ drawn | why expectations are read: a search over drawn values picks lucky draws |
-# | likeliest actions alone | the authors' filter leaves the likeliest bins that hold 40% of each action; with it (at laptop size; elsewhere the planner has it anyway) |
+# | every action allowed, or likeliest actions alone | the authors' filter leaves the likeliest bins that hold 40% of each action; without it, or with it where the planner has none |
 # | horizon, plans | what search itself is worth |
 # | uniform bins, finer states | is it the discretisation? Eq. 1's bins, or 250 quantile bins for each state dimension |
 

@@ -278,7 +278,7 @@ def ablations_runs(size: str) -> list[Run]:
         "noise in R, 0.25 of its deviation": {"noise": 0.25},
         "noise in R, 1 of its deviation": {"noise": 1.0},
         "r and R drawn": {"lucky": True},
-        "likeliest actions alone": {"cdf": 0.6},
+        **({"every action allowed": {"cdf": 0.0}} if plan.cdf else {"likeliest actions alone": {"cdf": 0.6}}),
         "horizon 1": {"horizon": 1},
         f"horizon {exp.model.T}": {"horizon": exp.model.T},
         "a quarter of the plans": {"plans": max(1, plan.plans // 4)},
