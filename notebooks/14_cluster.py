@@ -109,10 +109,10 @@ print(json.dumps(results.plain(job))[:300], "...")
 #
 # ### Slurm
 #
-# The repository and its `.venv` lie in a home directory that all nodes mount.
+# The repository and its `.venv` lie in a home directory that all nodes mount. The script begins with the line
+# `#!/bin/bash`, and then:
 #
 # ```sh
-# #!/bin/bash
 # #SBATCH --nodes=8 --ntasks-per-node=1 --gpus-per-node=8 --cpus-per-task=64 --time=2-00:00:00
 # export TTLIB_BUILD=/scratch/$USER/ttlib
 # export RAY_ADDRESS=$(hostname):6379
