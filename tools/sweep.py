@@ -9,9 +9,15 @@ import argparse
 import os
 import sys
 
+import pandas as pd
+
 from ttlib import executors, results, sweep
 
-GPU = 14_000  # GFLOP/s in fp32 of the paper's V100, by its data sheet; the first estimate assumes it of every GPU
+
+def paper_gpu() -> float:
+    """GFLOP/s in fp32 of the paper's V100, by its data sheet; the first estimate assumes it of every GPU."""
+    published = pd.read_csv(results.ROOT / "data" / "published_speed.csv")
+    return published[published.kind == "gpu training"].gflops_ceiling.iloc[0]
 
 
 def executor(arguments: argparse.Namespace):
@@ -48,7 +54,7 @@ def main() -> int:
         names = ", ".join(path.name for path in left_out[:3])
         print(f"left out, since settings, weights or version are others: {names}{', ...' * (len(left_out) > 3)}")
     try:
-        failed = sweep.Sweep(todo, workers, GPU if arguments.gpus else results.gflops()).run()
+        failed = sweep.Sweep(todo, workers, paper_gpu() if arguments.gpus else results.gflops()).run()
     except KeyboardInterrupt:
         print("interrupted; what is finished stays", file=sys.stderr)
         return 130
