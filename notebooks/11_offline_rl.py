@@ -138,6 +138,7 @@ for y, (name, row) in enumerate(mean.iterrows()):
 axes.set(yticks=range(len(mean)), yticklabels=[n if r.source == "ours" else f"{n}, published" for n, r in mean.iterrows()])
 axes.set(xlabel="mean score over nine datasets (100 = D4RL's expert)", title=f"Figure 4, {source} data ({size})")
 axes.axhline((mean.source == "ours").sum() - 0.5, color="black", lw=0.6)
+axes.set_xlim(right=1.1 * mean["mean"].max())  # room for the longest bar's number
 axes.invert_yaxis()
 axes.spines[["top", "right"]].set_visible(False)
 results.save_figure(figure, "fig4_offline_rl", size)

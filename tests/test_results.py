@@ -1,6 +1,7 @@
 """Numbers with parents: computed once, published unchanged, refused where they do not belong."""
 
 import json
+import subprocess
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -105,6 +106,27 @@ def test_another_recipe_changes_the_record_even_where_the_numbers_agree(elsewher
     before = json.loads(record.read_text())["recipe"]
     results.table("t", "smoke", Made([1.0]), CONFIG | {"profile": "released"})
     assert json.loads(record.read_text())["recipe"] != before
+
+
+def test_only_changes_that_numbers_can_depend_on_make_a_commit_dirty(elsewhere):
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=elsewhere, capture_output=True, text=True, check=True).stdout.strip()
+
+    def write(name, text):
+        (elsewhere / name).parent.mkdir(exist_ok=True)
+        (elsewhere / name).write_text(text)
+
+    assert results.provenance()["commit"] == "not a git checkout"
+    git("init", "-q")
+    write("figures/t.csv", "1")
+    write("ttlib/model.py", "1")
+    git("add", ".")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a")
+    clean = git("rev-parse", "--short", "HEAD")
+    write("figures/t.csv", "2")
+    assert results.provenance()["commit"] == clean
+    write("ttlib/model.py", "2")
+    assert results.provenance()["commit"] == f"{clean}-dirty"
 
 
 def test_mode_book_reads_and_never_computes(elsewhere, monkeypatch):

@@ -92,9 +92,14 @@ def provenance() -> dict:
     """Commit, versions and machine: what a number depends on beside its config."""
     import torch
 
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
     try:
-        commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-        commit = commit.stdout.strip() or "not a git checkout"
+        commit = git("rev-parse", "--short", "HEAD") or "not a git checkout"
+        # Results that were published a moment ago change no number of the next ones.
+        if git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)figures"):
+            commit += "-dirty"
     except FileNotFoundError:
         commit = "git is not installed"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
