@@ -94,7 +94,7 @@ pd.DataFrame(
 #   predicts states and rewards, an MLP the value of the last state, and the best of uniformly drawn action sequences
 #   is followed for one step. It has the horizon of `released` and as many transitions of its model.
 
-# %%
+# %% tags=["hide-output"]
 rollouts = offline.table1(size, official)
 scores = offline.figure_4(size, rollouts)
 
@@ -193,7 +193,7 @@ plt.show()
 # that only chooses among *likely* sequences does not. Both planners here predict the discounted return that will
 # follow their plan; once the episode is over, it is known.
 
-# %%
+# %% tags=["hide-output"]
 values = offline.values(size, official)
 likelihoods = offline.likelihoods(size, official)
 
@@ -228,11 +228,14 @@ plt.show()
 # - A young model is searched out: let every sampled action compete (`cdf 0.0`) and the search finds those whose value
 #   is wrong. The authors' filter drops the bins that together hold the least likely 60%; it prevents that, but keeps
 #   bad habits where the data are mixed. Half of it, seen with a longer past, serves both.
-# - A past of some transitions is worth more than a filter. Medium-expert data come from two policies, and a state and an
-#   action alone do not say which of them is acting: an action of the expert's kind promises the expert's return where
-#   only the other policy ever was, plans get too hopeful, and the walker falls. What happened before tells them apart.
-# - More training per parameter: smooth initial embeddings ([page 02](02_model_and_training.py)) and twice the updates
-#   brought both robots' mixed data above what they were trained on.
+# - A past helps most where the data come from few policies, together with some filter. A state and an action alone do not
+#   say which policy is acting: an action of the expert's kind promises the expert's return where only the medium policy
+#   ever was, plans get too hopeful, and the walker falls. What happened before tells the two apart.
+# - Training: with smooth initial embeddings ([page 02](02_model_and_training.py)) and twice the updates, planning on both
+#   robots' mixed data is far above what it was trained on.
+#
+# In the table, T is the window, h the horizon, and past the number of transitions seen before the current state; `8 x 2`
+# are plans kept and candidates each, of drawn actions or, where it says so, of a beam search.
 #
 # `v1` proposes by beam search. Of a hundred narrow bins its likeliest sequences are near copies of one action, so there is
 # little to choose from; drawn actions vary as much as the data's policies do.
@@ -240,11 +243,12 @@ plt.show()
 # %% tags=["hide-input"]
 tried = pd.read_csv(results.ROOT / "data" / "tried_offline.csv")
 tried["cell"] = [f"{s:.0f} ({n})" for s, n in zip(tried.score, tried.n)]
-tried["training"] = tried.training.str.replace(r", [0-9.]+M tokens", "", regex=True)
-tried["dataset"] = tried.dataset.str.replace("medium-", "m-").str.replace("-", " ", n=1)
-tried = tried.rename(columns={"past": "past seen"})
-settings = tried.pivot_table(index=["profile", "training", "acting", "past seen"], columns="dataset", values="cell", aggfunc="last", sort=False)
-settings.rename_axis(columns=None).style.format(na_rep="").set_properties(**{"white-space": "nowrap"})
+tried["training"] = tried.training.str.replace(r", [0-9.]+M tokens", "", regex=True).str.replace("windows of", "T =")
+tried["acting"] = tried.acting.str.replace("sample, horizon ", "h = ").str.replace("beam, horizon ", "beam, h = ").str.replace("likelihood beam of", "likeliest of")
+tried["dataset"] = tried.dataset.str.replace("medium-", "").str.replace("-", " ")
+settings = tried.pivot_table(index=["profile", "training", "acting", "past"], columns="dataset", values="cell", aggfunc="last", sort=False)
+nowrap = {"white-space": "nowrap"}
+settings.rename_axis(columns=None).style.format(na_rep="").set_properties(**nowrap).map_index(lambda _: "white-space: nowrap")
 
 # %% [markdown]
 # ## What we saw

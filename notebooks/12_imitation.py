@@ -65,7 +65,7 @@ pd.DataFrame(
 # behaviour cloning. Or it may go on through the next state, and the next action: then an action is chosen that makes
 # a whole likely *future*.
 
-# %%
+# %% tags=["hide-output"]
 rollouts = offline.imitation(size)
 rollouts["share"] = rollouts["return"] / rollouts.demonstrator
 

@@ -47,7 +47,7 @@ from ttlib import draw, offline, results
 # | no past | what is it worth to have seen the transitions before? Without them the window has room for a longer plan |
 # | uniform bins, finer states | is it the discretisation? Eq. 1's bins, or 250 quantile bins for each state dimension |
 
-# %%
+# %% tags=["hide-output"]
 rollouts = offline.ablations(size)
 
 # %% tags=["hide-input"]
@@ -60,7 +60,7 @@ table = pd.DataFrame(rows)
 shown = table.assign(interval=[f"[{a:.0f}, {b:.0f}]" for a, b in zip(table.low, table.high)])
 shown.set_index(["dataset", "setting"])[["n", "return", "interval", "length", "falls"]].style.format(
     {"return": "{:.0f}", "length": "{:.0f}", "falls": "{:.0%}"}
-)
+).set_properties(**{"white-space": "nowrap"})
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-ablations", "caption": "Mean return with one change at a time and 90% bootstrap intervals; every rollout is a dot. The dashed line is the unchanged planner."}, "image": {"alt": "Dot plots of returns for each ablation."}}
 counts = [len(part) for _, part in table.groupby("dataset", sort=False)]
