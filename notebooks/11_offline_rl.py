@@ -157,10 +157,11 @@ order = [*NAMES, "mean"]
 plain_name = {name.removesuffix("-v2"): name for name in NAMES}
 both["dataset"] = both.dataset.replace(plain_name)
 table = both.pivot(index="dataset", columns="label", values="cell").loc[order].rename_axis(index=None, columns=None)
-table[list(mean.index[mean.source == "ours"])].style.set_properties(**{"white-space": "nowrap"})
+nowrap = {"white-space": "nowrap"}
+table[list(mean.index[mean.source == "ours"])].style.set_properties(**nowrap)
 
 # %% tags=["hide-input"]
-table[list(mean.index[mean.source != "ours"])].style.set_properties(**{"white-space": "nowrap"})
+table[list(mean.index[mean.source != "ours"])].style.set_properties(**nowrap)
 
 # %% [markdown]
 # ## Every rollout
@@ -247,7 +248,6 @@ tried["training"] = tried.training.str.replace(r", [0-9.]+M tokens", "", regex=T
 tried["acting"] = tried.acting.str.replace("sample, horizon ", "h = ").str.replace("beam, horizon ", "beam, h = ").str.replace("likelihood beam of", "likeliest of")
 tried["dataset"] = tried.dataset.str.replace("medium-", "").str.replace("-", " ")
 settings = tried.pivot_table(index=["profile", "training", "acting", "past"], columns="dataset", values="cell", aggfunc="last", sort=False)
-nowrap = {"white-space": "nowrap"}
 settings.rename_axis(columns=None).style.format(na_rep="").set_properties(**nowrap).map_index(lambda _: "white-space: nowrap")
 
 # %% [markdown]
