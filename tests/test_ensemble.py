@@ -526,6 +526,10 @@ def test_the_interval_is_of_the_mixture_not_of_a_gaussian():
 def test_what_is_saved_is_loaded(tmp_path, options):
     data = random_transitions(masked="hidden" in options)
     made = random_ensemble(data, **options)
+    exact = [p.detach().clone() for p in made.parameters()]
+    ensemble.round_weights(made)
+    for p, q in zip(made.parameters(), exact, strict=True):  # 11 bits of mantissa
+        assert (abs(p - q) <= 2.0**-11 * abs(q) + 2.0**-25).all()
     ensemble.save(tmp_path / "deep" / "e", made, {"key": "k"})
     loaded, about = ensemble.load(tmp_path / "deep" / "e")
     assert about == {"key": "k"} and loaded.config == made.config and not loaded.training

@@ -346,10 +346,18 @@ def linear_log_likelihood(ensemble: Ensemble, training: Transitions, held_out: T
     return total
 
 
+def round_weights(ensemble: Ensemble) -> None:
+    """Round to float16 in place, before any evaluation, so that shipped and refitted ensembles are treated alike."""
+    with torch.no_grad():
+        for parameter in ensemble.parameters():
+            parameter.copy_(parameter.half())
+
+
 def save(folder: Path, ensemble: Ensemble, about: dict) -> None:
-    """Write config.json and model.safetensors; `about` is what the reader of the files should know."""
+    """Write config.json and model.safetensors, the weights in float16; `about` is what their reader should know."""
     config = {"N": ensemble.N, "M": ensemble.M, "ensemble": dataclasses.asdict(ensemble.config), "about": about}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in ensemble.state_dict().items()}
+    tensors = {name: buffer.cpu() for name, buffer in ensemble.named_buffers()}
+    tensors |= {name: parameter.detach().half().cpu() for name, parameter in ensemble.named_parameters()}
     results.write_aside(folder / "model.safetensors", lambda path: safetensors.torch.save_file(tensors, path))
     text = json.dumps(config, indent=1)
     results.write_aside(folder / "config.json", lambda path: path.write_text(text + "\n"))
