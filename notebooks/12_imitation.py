@@ -37,8 +37,8 @@ some = next(iter(exps.values()))
 # %% [markdown]
 # ## Demonstrations
 #
-# The last snapshot of a robot's training, rolled out with its own noise (at laptop size hopper's alone). Training was stopped before these
-# policies were as good as D4RL's experts (page 06), so what is measured is the share of the *demonstrator's* return.
+# The last snapshot of a robot's training, rolled out with its own noise. Training was stopped before these policies
+# were as good as D4RL's experts (page 06), so what is measured is the share of the *demonstrator's* return.
 
 # %% tags=["hide-input"]
 pd.DataFrame(

@@ -182,7 +182,9 @@ def _table1(name: str, size: str, profile: str) -> Experiment:
         model, train = replace(exp.model, T=6, smooth=30.0), replace(exp.train, updates=4000, batch=24)
         # The released code drops bins that together hold less than 0.6. Medium-expert data need some filter, the
         # mixed data none: half of theirs serves both (data/tried_offline.csv).
-        exp = replace(exp, model=model, train=train, plan=replace(exp.plan, cdf=0.3))
+        # Departs from the paper: at laptop size the planner of profile released carries out the mean action of its two
+        # best plans, which has less noise than one draw.
+        exp = replace(exp, model=model, train=train, plan=replace(exp.plan, cdf=0.3, averaged=2))
     # Without a past the model cannot tell which of the data's policies it continues, and believes in actions that pay
     # where another one was; the authors' code plans with five transitions. v1's small models act no better with one
     # (data/tried_offline.csv).
@@ -335,8 +337,8 @@ def table1(size: str) -> tuple[str, ...]:
 
 
 def experts(size: str) -> tuple[str, ...]:
-    """Imitated.  At laptop size hopper alone: models of the other experts are not shipped."""
-    return {"smoke": EXPERTS[:2], "laptop": EXPERTS[:1], "paper": EXPERTS}[size]
+    """Imitated.  At smoke size those that the paper names."""
+    return EXPERTS if size != "smoke" else EXPERTS[:2]
 
 
 def bins(size: str) -> tuple[str, ...]:

@@ -58,7 +58,8 @@ class Run:
         """Name and config of the table of its steps."""
         known = self.exp if self.transformer else [self.exp.data, self.exp.size]
         if self.method == "random_shooting":
-            known = [*known, experiments.SHOOTING, replace(self.exp.plan, cdf=0.0)]  # it filters nothing
+            # It filters nothing and averages nothing.
+            known = [*known, experiments.SHOOTING, replace(self.exp.plan, cdf=0.0, averaged=1)]
         config = {"of": known, "method": self.method, "seeds": self.seeds, "model_seed": self.model_seed}
         return "-".join(("rollouts", self.exp.data.name, self.method, self.profile)), config
 
@@ -278,6 +279,8 @@ def ablations_runs(size: str) -> list[Run]:
         "noise in R, 0.25 of its deviation": {"noise": 0.25},
         "noise in R, 1 of its deviation": {"noise": 1.0},
         "r and R drawn": {"lucky": True},
+        **({} if plan.averaged == 1 else {"the best plan alone": {"averaged": 1}}),
+        f"the mean of {(many := min(4, plan.plans))} plans": {"averaged": many},
         "every action allowed": {"cdf": 0.0},
         **({} if plan.cdf == 0.6 else {"the authors' filter": {"cdf": 0.6}}),
         "horizon 1": {"horizon": 1},

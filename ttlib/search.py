@@ -139,8 +139,10 @@ class Plan:
     def __post_init__(self):
         if self.proposal not in ("beam", "sample"):
             raise ValueError(f"proposal {self.proposal!r}; expected 'beam' or 'sample'")
-        if min(self.horizon, self.plans, self.candidates, self.averaged) < 1:
-            raise ValueError(f"{self}: horizon, plans, candidates and averaged must be at least 1")
+        if min(self.horizon, self.plans, self.candidates) < 1:
+            raise ValueError(f"{self}: horizon, plans and candidates must be at least 1")
+        if not 1 <= self.averaged <= self.plans:
+            raise ValueError(f"averaged={self.averaged}: expected 1 to plans={self.plans}")
 
 
 class Plans(NamedTuple):
