@@ -145,7 +145,7 @@ def averaged() -> str:
     tried = pd.read_csv(results.ROOT / "data" / "tried_offline.csv")
     tried = tried[tried.training.str.startswith("windows of 6") & (tried.past == 3)].drop_duplicates(["dataset", "acting"], keep="last")
     alone = "sample, horizon 3, 8 x 2, cdf 0.3"
-    scores = tried.pivot(index="dataset", columns="acting", values="score")[[alone, f"{alone}, mean of 2"]].dropna()
+    scores = tried.pivot(index="dataset", columns="acting", values="score")[[alone, f"{alone}, mean of 4"]].dropna()
     return "scores with the best plan's action alone and with the mean: " + ", ".join(f"{name} {a:.0f} and {b:.0f}" for name, (a, b) in scores.iterrows())
 
 

@@ -59,7 +59,7 @@ Choose = Callable[[Decoder], tuple[Tensor, dict[str, Tensor]]]  # -> action bins
 
 
 def by_reward(plan: search.Plan, rng: torch.Generator) -> Choose:
-    """The first action of the plan of highest value, or the mean of those of the best plans; records the highest value."""
+    """The first action of the plan of highest value, or the mean of those of the best; records the highest value."""
 
     def choose(decoder):
         tokenizer = decoder.tokenizer

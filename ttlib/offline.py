@@ -280,11 +280,11 @@ def ablations_runs(size: str) -> list[Run]:
         "noise in R, 1 of its deviation": {"noise": 1.0},
         "r and R drawn": {"lucky": True},
         **({} if plan.averaged == 1 else {"the best plan alone": {"averaged": 1}}),
-        f"the mean of {(many := min(4, plan.plans))} plans": {"averaged": many},
+        "the mean of two plans": {"averaged": 2},
         "every action allowed": {"cdf": 0.0},
         **({} if plan.cdf == 0.6 else {"the authors' filter": {"cdf": 0.6}}),
         "horizon 1": {"horizon": 1},
-        "a quarter of the plans": {"plans": max(1, plan.plans // 4)},
+        "a quarter of the plans": {"plans": (few := max(1, plan.plans // 4)), "averaged": min(few, plan.averaged)},
         "twice the plans": {"plans": plan.plans * 2},
     }
     runs = [planning(replace(exp, plan=replace(plan, **change)), name) for name, change in changes.items()]
