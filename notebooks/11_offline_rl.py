@@ -31,6 +31,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from ttlib import draw, envs, experiments, offline, results, stages
+from ttlib.data import reward_to_go
 
 if source not in ("regenerated", "official"):
     raise ValueError(f"source={source!r}; expected 'regenerated' or 'official' (D4RL's files, fetched or in place)")
@@ -222,6 +223,34 @@ figure.suptitle(f"Promises and likelihood of the planners ({size})")
 plt.show()
 
 # %% [markdown]
+# ### Whose return is promised?
+#
+# On medium-expert data the value of the best plan tells which of the two policies the model takes itself to be. At
+# rest nothing does, and the value is a mean of both. Then it climbs to the expert's return, or falls to the medium
+# policy's. The way back is hard: from where the medium policy leads, the data know no expert's action.
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-whose-return", "caption": "Value of the best plan along every rollout of `released` (blue) on medium-expert data, and the mean discounted return of the two policies' own episodes. Where an episode ran to its time limit, its last 200 steps are left out."}, "image": {"alt": "A panel for each robot: lines of predicted value against the step, between two horizontal lines."}}
+mixed = [name for name in NAMES if "medium-expert" in name]
+figure, panels = plt.subplots(1, len(mixed), figsize=(3 * len(mixed), 3), layout="constrained", squeeze=False)
+for axes, name in zip(panels[0], mixed):
+    chosen = values[(values.dataset == name) & (values.method == "tto") & (values.profile == "released")]
+    for _, rows in chosen.groupby("rollout_seed"):
+        axes.plot(rows.t, rows.predicted, lw=0.8, color=draw.COLOURS["transformer"])
+    for quality, style in (("expert", "--"), ("medium", ":")) if not official else ():
+        alone = stages.dataset(experiments.regenerated(released[name].data.task, quality, size))
+        R = reward_to_go(alone.rewards, alone.starts, released[name].bins.gamma)
+        left = np.concatenate([np.arange(n)[::-1] for n in alone.lengths])
+        axes.axhline(R[left >= min(200, left.max())].mean(), ls=style, lw=1, color=draw.COLOURS["other"], label=f"the {quality} policy's mean")
+    axes.set_title(name, fontsize=9)
+    axes.set(xlabel="step", ylim=(0, None))
+    axes.spines[["top", "right"]].set_visible(False)
+panels[0, 0].set_ylabel("value (discounted return)")
+if not official:
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+figure.suptitle(f"The value of the best plan ({size})")
+plt.show()
+
+# %% [markdown]
 # ## What it took: settings tried
 #
 # Mean scores on seeds from 1000 on, which no result uses; in brackets, how many rollouts. With so few, differences of
@@ -234,14 +263,14 @@ plt.show()
 #   say which policy is acting: an action of the expert's kind promises the expert's return where only the medium policy
 #   ever was, plans get too hopeful, and the walker falls. What happened before tells the two apart.
 # - A plan's first action is a draw, noise and all, and a robot that balances falls by noise. The mean of the first
-#   actions of the two best plans has less of it: on hopper-medium-expert it stays up for the whole episode. A mean of
-#   more plans is steadier still where one policy made the data, but on mixed data it is nobody's action.
+#   actions of the four best plans has less of it: on hopper-medium-expert the robot stays up for the whole episode. Where
+#   many policies made the data (hopper-medium-replay) a mean of their actions is nobody's, and gains nothing.
 # - Training: with smooth initial embeddings ([page 02](02_model_and_training.py)) and twice the updates, planning on both
 #   robots' mixed data is far above what it was trained on.
 #
 # In the table, T is the window, h the horizon, and past the number of transitions seen before the current state; `8 x 2`
-# are plans kept and candidates each, of drawn actions or, where it says so, of a beam search; `mean of 2`: the action
-# carried out is the mean of those of the two best plans.
+# are plans kept and candidates each, of drawn actions or, where it says so, of a beam search; `mean of 4`: the action
+# carried out is the mean of those of the four best plans.
 #
 # `v1` proposes by beam search. Of a hundred narrow bins its likeliest sequences are near copies of one action, so there is
 # little to choose from; drawn actions vary as much as the data's policies do.
