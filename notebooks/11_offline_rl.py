@@ -78,7 +78,6 @@ pd.DataFrame(
             "horizon": e.plan.horizon,
             "plans kept x candidates each": f"{e.plan.plans} x {e.plan.candidates}",
             "proposals": {"beam": "beam search", "sample": "sampled actions"}[e.plan.proposal],
-            "plans whose actions are averaged": e.plan.averaged,
             "models x rollouts": f"{len(models := experiments.models(e))} x {len(models[0].seeds)}",
         }
         for profile, e in (("v1", v1[NAMES[0]]), ("released", released[NAMES[0]]))

@@ -42,7 +42,7 @@ from ttlib import draw, offline, results
 # | no reward-to-go | is the heuristic needed? Plans are worth the rewards within the horizon alone |
 # | noise in $R$ | does the search tolerate inaccurate values? Every $R$ that is read gets Gaussian noise |
 # | $r$ and $R$ drawn | why expectations are read: a search over drawn values picks lucky draws |
-# | the best plan alone, the mean of two plans | is the action carried out that of the best plan, or the mean of several? (the planner's at laptop size: four) |
+# | the mean of four plans | a plan's action is a draw, noise and all: is the mean of those of the best plans a better one? Asked on data of two policies too |
 # | every action allowed, the authors' filter | should unlikely actions compete? The filter leaves of each action dimension the likeliest bins that hold 40% (the planner's at laptop size: 70%) |
 # | horizon, plans | what search itself is worth |
 # | no past | what is it worth to have seen the transitions before? Without them the window has room for a longer plan |

@@ -141,17 +141,8 @@ def lucky() -> str:
     return f"drawing r and R instead gives {shares.share.mean():.2f} [{low:.2f}, {high:.2f}] of the return"
 
 
-def averaged() -> str:
-    tried = pd.read_csv(results.ROOT / "data" / "tried_offline.csv")
-    tried = tried[tried.training.str.startswith("windows of 6") & (tried.past == 3)].drop_duplicates(["dataset", "acting"], keep="last")
-    alone = "sample, horizon 3, 8 x 2, cdf 0.3"
-    scores = tried.pivot(index="dataset", columns="acting", values="score")[[alone, f"{alone}, mean of 4"]].dropna()
-    return "scores with the best plan's action alone and with the mean: " + ", ".join(f"{name} {a:.0f} and {b:.0f}" for name, (a, b) in scores.iterrows())
-
-
 EFFECTS = {  # how a departure's text begins -> its measured effect
     "at smoke and laptop size Muon": optimiser,
-    "at laptop size the planner of": averaged,
     "initial embeddings of neighbouring bins": smooth,
     "a marginal is the mean of": histogram,
     "the first and the last bin": edges,

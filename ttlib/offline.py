@@ -58,8 +58,7 @@ class Run:
         """Name and config of the table of its steps."""
         known = self.exp if self.transformer else [self.exp.data, self.exp.size]
         if self.method == "random_shooting":
-            # It filters nothing and averages nothing.
-            known = [*known, experiments.SHOOTING, replace(self.exp.plan, cdf=0.0, averaged=1)]
+            known = [*known, experiments.SHOOTING, replace(self.exp.plan, cdf=0.0)]  # it filters nothing
         config = {"of": known, "method": self.method, "seeds": self.seeds, "model_seed": self.model_seed}
         return "-".join(("rollouts", self.exp.data.name, self.method, self.profile)), config
 
@@ -279,18 +278,20 @@ def ablations_runs(size: str) -> list[Run]:
         "noise in R, 0.25 of its deviation": {"noise": 0.25},
         "noise in R, 1 of its deviation": {"noise": 1.0},
         "r and R drawn": {"lucky": True},
-        **({} if plan.averaged == 1 else {"the best plan alone": {"averaged": 1}}),
-        "the mean of two plans": {"averaged": 2},
+        (several := f"the mean of {(many := min(4, plan.plans))} plans"): {"averaged": many},
         "every action allowed": {"cdf": 0.0},
         **({} if plan.cdf == 0.6 else {"the authors' filter": {"cdf": 0.6}}),
         "horizon 1": {"horizon": 1},
-        "a quarter of the plans": {"plans": (few := max(1, plan.plans // 4)), "averaged": min(few, plan.averaged)},
+        "a quarter of the plans": {"plans": max(1, plan.plans // 4)},
         "twice the plans": {"plans": plan.plans * 2},
     }
     runs = [planning(replace(exp, plan=replace(plan, **change)), name) for name, change in changes.items()]
     blind = replace(exp, past=0)  # which leaves the whole window for a plan
     longest = replace(blind, plan=replace(plan, horizon=exp.model.T))
     runs += [planning(blind, "no past"), planning(longest, f"no past, horizon {exp.model.T}")]
+    for name in sorted({"hopper-medium-expert", "walker2d-medium-expert"} & set(experiments.table1(size))):
+        mixed = replace(experiments.get(name, size, "released"), seeds=exp.seeds)
+        runs += [planning(mixed, "main"), planning(replace(mixed, plan=replace(mixed.plan, averaged=many)), several)]
     if experiments.bins(size):
         runs.append(planning(experiments.get("halfcheetah-medium-expert", size, "released"), "main"))
     for name in experiments.bins(size):
