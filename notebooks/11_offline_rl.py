@@ -262,14 +262,14 @@ plt.show()
 #   say which policy is acting: an action of the expert's kind promises the expert's return where only the medium policy
 #   ever was, plans get too hopeful, and the walker falls. What happened before tells the two apart.
 # - A plan's first action is a draw, noise and all, and a robot that balances falls by noise. The mean of the first
-#   actions of the four best plans has less of it: on hopper-medium-expert the robot stays up for the whole episode. Where
-#   many policies made the data (hopper-medium-replay) a mean of their actions is nobody's, and gains nothing.
+#   actions of the four best plans (`mean of 4`) has less of it: on hopper-medium-expert the robot stays up for the whole
+#   episode. But a mean of different policies' actions is nobody's, and the walker falls more often: over all datasets
+#   nothing is gained, and the best plan's own action is carried out ([page 13](13_ablations.py) has both).
 # - Training: with smooth initial embeddings ([page 02](02_model_and_training.py)) and twice the updates, planning on both
 #   robots' mixed data is far above what it was trained on.
 #
 # In the table, T is the window, h the horizon, and past the number of transitions seen before the current state; `8 x 2`
-# are plans kept and candidates each, of drawn actions or, where it says so, of a beam search; `mean of 4`: the action
-# carried out is the mean of those of the four best plans.
+# are plans kept and candidates each, of drawn actions or, where it says so, of a beam search.
 #
 # `v1` proposes by beam search. Of a hundred narrow bins its likeliest sequences are near copies of one action, so there is
 # little to choose from; drawn actions vary as much as the data's policies do.

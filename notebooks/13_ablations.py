@@ -33,9 +33,10 @@ from ttlib import draw, offline, results
 # %% [markdown]
 # ## One change at a time
 #
-# All rollouts are of the profile `released`. The search is changed on hopper-medium-replay, with one model; the bins
-# are changed on halfcheetah-medium-expert, with a model trained for each kind (at laptop size these models are not
-# shipped and their rows are left out). Rollout seeds are the same for all rows of a dataset.
+# All rollouts are of the profile `released`. The search is changed on hopper-medium-replay, with one model, and in one
+# point on two datasets that two policies made; the bins are changed on halfcheetah-medium-expert, with a model trained
+# for each kind (at laptop size these models are not shipped and their rows are left out). Rollout seeds are the same for
+# all rows of a dataset.
 #
 # | change | what it asks |
 # |---|---|
