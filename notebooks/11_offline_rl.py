@@ -263,8 +263,8 @@ plt.show()
 #   ever was, plans get too hopeful, and the walker falls. What happened before tells the two apart.
 # - A plan's first action is a draw, noise and all, and a robot that balances falls by noise. The mean of the first
 #   actions of the four best plans (`mean of 4`) has less of it: on hopper-medium-expert the robot stays up for the whole
-#   episode. But a mean of different policies' actions is nobody's, and the walker falls more often: over all datasets
-#   nothing is gained, and the best plan's own action is carried out ([page 13](13_ablations.py) has both).
+#   episode. But a mean of many policies' actions is nobody's (hopper-medium-replay), and over all datasets nothing is
+#   gained: the best plan's own action is carried out ([page 13](13_ablations.py) has both).
 # - Training: with smooth initial embeddings ([page 02](02_model_and_training.py)) and twice the updates, planning on both
 #   robots' mixed data is far above what it was trained on.
 #
