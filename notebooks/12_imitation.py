@@ -98,6 +98,7 @@ for axes, name in zip(panels, exps):
     axes.axvline(1, color="black", lw=0.6)
     if name in PAPER:
         axes.axvline(PAPER[name], ls="--", lw=1, color=draw.COLOURS["other"])
+        axes.set_xlim(right=max(axes.get_xlim()[1], PAPER[name] + 0.05))
     axes.set_title(name, fontsize=10)
     axes.xaxis.set_major_formatter("{x:.0%}")
 panels[0].set(yticks=range(len(order)), yticklabels=order)

@@ -76,7 +76,7 @@ for axes, (dataset, part) in zip(panels[:, 0], table.groupby("dataset", sort=Fal
     axes.axvline(part["return"].iloc[0], ls="--", lw=0.8, color=draw.COLOURS["other"])
     axes.set(yticks=range(len(part)), yticklabels=part.setting, xlabel="return")
     axes.set_title(dataset, fontsize=10)
-    axes.invert_yaxis()
+    axes.set_ylim(len(part) - 0.5, -0.5)
     axes.spines[["top", "right"]].set_visible(False)
 figure.suptitle(f"Ablations of the released profile ({size})")
 plt.show()
