@@ -225,8 +225,9 @@ plt.show()
 # ### Whose return is promised?
 #
 # On medium-expert data the value of the best plan tells which of the two policies the model takes itself to be. At
-# rest nothing does, and the value is a mean of both. Then it climbs to the expert's return, or falls to the medium
-# policy's. The way back is hard: from where the medium policy leads, the data know no expert's action.
+# rest nothing does, and the value is a mean of both. Then it climbs towards the expert's return, until a stumble leads
+# to states that only the medium policy knows. There it drops to the medium policy's, and seldom comes back: in the data
+# no episode changes its policy, so that no likely action is the expert's.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-whose-return", "caption": "Value of the best plan along every rollout of `released` (blue) on medium-expert data, and the mean discounted return of the two policies' own episodes. Where an episode ran to its time limit, its last 200 steps are left out."}, "image": {"alt": "A panel for each robot: lines of predicted value against the step, between two horizontal lines."}}
 mixed = [name for name in NAMES if "medium-expert" in name]
