@@ -244,10 +244,11 @@ plt.show()
 # smoke and laptop we *depart* from both: matrices inside the blocks are trained by Muon {cite:p}`jordan2024muon`, the rest
 # by AdamW, because the loss falls much faster per minute on a processor.
 #
-# The nine datasets' models of profile released, and the imitators, depart once more at laptop size. An embedding table does not know
-# that bin 41 lies between 40 and 42: every row starts at random, and the order has to be learned from data. Theirs start
-# smooth instead, each channel a cosine of the bin with a random frequency and phase, so that rows of neighbouring bins
-# are alike, and the same loss takes fewer tokens (`tools/tune_training.py` compares the two at equal minutes).
+# The nine datasets' models of profile released, and the imitators, depart once more at laptop size. An embedding table
+# does not know that bin 41 lies between 40 and 42: every row starts at random, and the order has to be learned from
+# data. Theirs start smooth instead, each channel a cosine of the bin with a random frequency and phase, so that rows of
+# neighbouring bins are alike, and the same loss takes fewer tokens (`tools/tune_training.py` compares the two at equal
+# minutes).
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-schedules", "caption": "Learning rate as a share of its peak. Left, the first updates; right, the whole training."}, "image": {"alt": "Three schedules, each a short linear rise followed by a cosine that falls to zero or, in the released code, to a tenth."}}
 configs = {name: e.train for name, e in (chosen | {f"here ({size})": exp}).items()}

@@ -277,11 +277,13 @@ plt.show()
 
 # %% tags=["hide-input"]
 tried = pd.read_csv(results.ROOT / "data" / "tried_offline.csv")
-tried["cell"] = [f"{s:.0f} ({n})" for s, n in zip(tried.score, tried.n)]
-tried["training"] = tried.training.str.replace(r", [0-9.]+M tokens", "", regex=True).str.replace("windows of", "T =")
-tried["acting"] = tried.acting.str.replace("sample, horizon ", "h = ").str.replace("beam, horizon ", "beam, h = ").str.replace("likelihood beam of", "likeliest of")
-tried["dataset"] = tried.dataset.str.replace("medium-", "").str.replace("-", " ")
-settings = tried.pivot_table(index=["profile", "training", "acting", "past"], columns="dataset", values="cell", aggfunc="last", sort=False)
+shown = tried.assign(
+    cell=[f"{s:.0f} ({n})" for s, n in zip(tried.score, tried.n)],
+    training=tried.training.str.replace(r", [0-9.]+M tokens", "", regex=True).str.replace("windows of", "T ="),
+    acting=tried.acting.str.replace("sample, horizon ", "h = ").str.replace("beam, horizon ", "beam, h = ").str.replace("likelihood beam of", "likeliest of"),
+    dataset=tried.dataset.str.replace("medium-", "").str.replace("-", " "),
+)
+settings = shown.pivot_table(index=["profile", "training", "acting", "past"], columns="dataset", values="cell", aggfunc="last", sort=False)
 settings.rename_axis(columns=None).style.format(na_rep="").set_properties(**nowrap).map_index(lambda _: "white-space: nowrap")
 
 # %% [markdown]
@@ -301,9 +303,8 @@ for name in NAMES:
         reached = rollouts[(rollouts.dataset == name) & (rollouts.method == "tto") & (rollouts.profile == mean.loc[best, "profile"])]["return"].mean()
         expert[v1[name].data.task] = reached / teacher
 e = released[NAMES[0]]
-used = (f"sample, horizon {e.plan.horizon}, {e.plan.plans} x {e.plan.candidates}, cdf {e.plan.cdf}", e.past)
-again = pd.read_csv(results.ROOT / "data" / "tried_offline.csv").query("profile == 'released'")
-again = again[(again.acting == used[0]) & (again.past == used[1]) & again.training.str.startswith(f"windows of {e.model.T},")]
+acting = f"sample, horizon {e.plan.horizon}, {e.plan.plans} x {e.plan.candidates}, cdf {e.plan.cdf}"
+again = tried[(tried.profile == "released") & (tried.acting == acting) & (tried.past == e.past) & tried.training.str.startswith(f"windows of {e.model.T},")]
 elsewhere = (again.score * again.n).groupby(again.dataset).sum() / again.groupby("dataset").n.sum()
 here = cells.reindex([(name, label("tto", "released")) for name in elsewhere.index]).to_numpy()
 luck = (

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import binom, norm
 
-from ttlib import ensemble
+from ttlib import ensemble, train
 from ttlib.data import Episodes
 from ttlib.ensemble import Ensemble, EnsembleConfig, Transitions
 
@@ -527,7 +527,7 @@ def test_what_is_saved_is_loaded(tmp_path, options):
     data = random_transitions(masked="hidden" in options)
     made = random_ensemble(data, **options)
     exact = [p.detach().clone() for p in made.parameters()]
-    ensemble.round_weights(made)
+    train.round_weights(made, torch.float16)
     for p, q in zip(made.parameters(), exact, strict=True):  # 11 bits of mantissa
         assert (abs(p - q) <= 2.0**-11 * abs(q) + 2.0**-25).all()
     ensemble.save(tmp_path / "deep" / "e", made, {"key": "k"})

@@ -346,13 +346,6 @@ def linear_log_likelihood(ensemble: Ensemble, training: Transitions, held_out: T
     return total
 
 
-def round_weights(ensemble: Ensemble) -> None:
-    """Round to float16 in place, before any evaluation, so that shipped and refitted ensembles are treated alike."""
-    with torch.no_grad():
-        for parameter in ensemble.parameters():
-            parameter.copy_(parameter.half())
-
-
 def save(folder: Path, ensemble: Ensemble, about: dict) -> None:
     """Write config.json and model.safetensors, the weights in float16; `about` is what their reader should know."""
     config = {"N": ensemble.N, "M": ensemble.M, "ensemble": dataclasses.asdict(ensemble.config), "about": about}

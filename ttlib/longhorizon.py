@@ -83,7 +83,7 @@ def load_or_fit(protocol: LongHorizon, seed: int) -> tuple[ensemble.Ensemble, di
         config = transformer(protocol, "transformer", seed).data
         training, held_out = map(ensemble.transitions, stages.dataset(config).split(config.held_out, config.seed))
         made, curve = ensemble.fit(training, held_out, replace(protocol.ensemble, seed=seed), stages.device())
-        ensemble.round_weights(made)
+        train.round_weights(made, torch.float16)
         found = {name: np.asarray(value).tolist() for name, value in ensemble.diagnose(made, held_out).items()}
         found["linear_log_likelihood"] = ensemble.linear_log_likelihood(made, training, held_out)
         about = {"key": ensemble_key(protocol, seed), "curve": curve, "held_out": found} | results.provenance()

@@ -118,10 +118,9 @@ class Plan:
 
     plans B, candidates K each, horizon h in transitions.  proposal "beam": each plan's Algorithm 1 of width
     K over the next state and action (v1); "sample": the likeliest state, then K actions sampled after `cdf`
-    (released).  averaged: the action carried out is the mean of the first actions of that many of the best plans; the
-    paper's is 1.  use_reward_to_go=False adds up rewards alone.  Two ablations: lucky=True draws r and R instead of
+    (released).  use_reward_to_go=False adds up rewards alone.  Three ablations: lucky=True draws r and R instead of
     reading their expectations; noise is the deviation of a Gaussian added to every R that is read, as a share of the
-    deviation of R's bin centres.
+    deviation of R's bin centres; averaged is of how many best plans the first actions' mean is carried out.
     """
 
     horizon: int

@@ -205,11 +205,11 @@ def by_dimension(model: GPT, windows: Windows, count: int = 512, seed: int = 0) 
     return list(zip((total / tokens).tolist(), tokens.int().tolist(), strict=True))
 
 
-def round_weights(model: GPT) -> None:
-    """Round to bf16 in place, before any evaluation, so that shipped and retrained models are treated alike."""
+def round_weights(model: torch.nn.Module, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Round to `dtype` in place, before any evaluation, so that shipped and retrained models are treated alike."""
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(parameter.bfloat16())
+            parameter.copy_(parameter.to(dtype))
 
 
 def save(folder: Path, model: GPT, tokenizer: Tokenizer, about: dict, held_out: Tensor, weight: Tensor) -> None:
