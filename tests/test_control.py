@@ -153,13 +153,13 @@ def test_a_trained_model_plans_alike_with_and_without_a_cache(past):
 
 @trained
 def test_in_bf16_a_trained_model_s_predictions_stay_close():
-    """Mean KL of next-token distributions, fp32 from bf16: 3.3e-4 nats, and the cache adds nothing to it."""
+    """Mean KL of next-token distributions, fp32 from bf16: 0.8e-4 nats, and the cache adds nothing to it."""
     made, ids = train.load(TRAINED), train.load(TRAINED).held_out[:4]
-    exact, model, cache = made.model(ids).log_softmax(-1), made.model.bfloat16(), Cache()
+    exact, model, cache = made.model(ids).log_softmax(-1), made.model.in_bf16(), Cache()
     logits = [read(model, ids[:, :16], cache), *(read(model, token, cache) for token in ids[:, 16:].split(1, 1))]
     found = [x.log_softmax(-1, torch.float32) for x in (model(ids), torch.cat(logits, 1))]
     nats = [F.kl_div(x, exact, reduction="none", log_target=True).sum(-1).mean() for x in found]
-    assert max(nats) < 5e-4 and nats[1] < 1.2 * nats[0]
+    assert min(nats) > 1e-6 and max(nats) < 1e-4 and nats[1] < 1.2 * nats[0]
 
 
 # -- ways to choose ----------------------------------------------------------------------------------------

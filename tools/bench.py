@@ -150,7 +150,8 @@ def deciding(job: Planning) -> tuple[GPT, Callable[[], object]]:
     """The model and one batch of decisions."""
     transition, device = TASKS[job.task], stages.device()
     torch.manual_seed(0)
-    model = GPT(ModelConfig(transition, WINDOW, **MODELS[job.model])).eval().to(device, getattr(torch, job.dtype))
+    model = GPT(ModelConfig(transition, WINDOW, **MODELS[job.model])).eval().to(device)
+    model = model.in_bf16() if job.dtype == "bfloat16" else model
     fitted = tokenizer.fit(torch.rand(1000, transition.D), transition, model.config.V, "uniform").to(device)
     length = job.past * transition.D + transition.N
     ids = torch.randint(model.config.V, (job.environments, length)) + train.offsets(model.config, length)

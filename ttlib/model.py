@@ -88,8 +88,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, layer: int, attend: Attend) -> Tensor:
         # Departs from the paper: LayerNorm stands before each sublayer, not after it as in GPT.
-        x = x + self.drop_residual(self.out(attend(layer, self.qkv(self.norm_attention(x)))))
-        x = x + self.drop_residual(self.down(F.gelu(self.up(self.norm_mlp(x)))))
+        dtype = self.qkv.weight.dtype  # of the matrices
+        x = x + self.drop_residual(self.out(attend(layer, self.qkv(self.norm_attention(x).to(dtype)))))
+        x = x + self.drop_residual(self.down(F.gelu(self.up(self.norm_mlp(x).to(dtype)))))
         return self.drop_end(x)
 
 
@@ -125,6 +126,14 @@ class GPT(nn.Module):
             with torch.no_grad():
                 self.token.weight[: V * D] = 0.3 * math.sqrt(2) * phase.cos().flatten(0, 1)
 
+    def in_bf16(self) -> "GPT":
+        """In place: the matrices of blocks in bf16, for planning.  Scores of attention, the residual stream, norms and
+        the head stay in float32: with all in bf16 predictions are five times as far off."""
+        for block in self.blocks:
+            for linear in (block.qkv, block.out, block.up, block.down):
+                linear.bfloat16()
+        return self
+
     def model_input(self, ids: Tensor) -> Tensor:
         """ids: any shape -> same shape, every reward-to-go replaced by bin 0 of its dimension."""
         transition, V = self.config.transition, self.config.V
@@ -152,8 +161,11 @@ class GPT(nn.Module):
         """Attention of each token to itself and those before it."""
         q, k, v = heads(qkv, self.config.n_head)
         drop = self.drop.p if self.training else 0.0
-        if q.device.type != "cpu" or not (drop or q.dtype == torch.bfloat16):
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=drop).transpose(1, 2).flatten(2)
+        if q.device.type != "cpu" or not (drop or (self.training and q.dtype == torch.bfloat16)):
+            if q.device.type == "cpu":
+                q, k, v = (x.to(longer(x.dtype)) for x in (q, k, v))
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=drop)
+            return y.transpose(1, 2).flatten(2).to(qkv.dtype)
         # On a CPU the fused kernel takes three times as long to train in bf16, and has no dropout.  The softmax takes
         # twice as long where rows are no multiple of 32.
         L = q.shape[2]
@@ -175,6 +187,11 @@ class GPT(nn.Module):
 
         self(ids, attend)
         return maps
+
+
+def longer(dtype: torch.dtype) -> torch.dtype:
+    """float32 at least: of the scores of attention."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def heads(qkv: Tensor, n_head: int) -> list[Tensor]:
@@ -199,7 +216,7 @@ class Cache:
 
     def __init__(self):
         self.context: list[tuple[Tensor, Tensor]] = []  # per layer keys and values (H * E, L, d_head)
-        self.trees: list[Tensor] = []  # per layer keys and values (2, H, G, S, d_head)
+        self.trees: list[list[Tensor]] = []  # per layer keys and values (H, G, S, d_head)
         self.path = torch.empty(0)
         self.first = self.groups = self.rows = self.used = 0  # tokens of context, G, G * K, slots that are not free
         self.room = 16  # slots that a tree has free when it is made, and again after it was full
@@ -221,11 +238,13 @@ class Cache:
 
     def keep(self, rows: Tensor) -> None:
         """Make sequences rows, (B',) of the B, groups of their own; equally many of each context, in its order."""
-        (_, K, n), S = self.path.shape, self.trees[0].shape[3]
+        (_, K, n), S = self.path.shape, self.trees[0][0].shape[2]
         slots = self.path.expand(self.groups, -1, -1).flatten(0, 1)[rows] + (rows // K * S)[:, None]
         slots = F.pad(slots, (0, self.room))  # free slots hold copies of the first, which the mask hides
-        self.trees = [tree.flatten(2, 3).index_select(2, slots.flatten()) for tree in self.trees]
-        self.trees = [tree.unflatten(2, slots.shape) for tree in self.trees]
+        self.trees = [
+            [x.flatten(1, 2).index_select(1, slots.flatten()).unflatten(1, slots.shape) for x in tree]
+            for tree in self.trees
+        ]
         self.path = torch.arange(n, device=rows.device).view(1, 1, n)
         self.groups = self.rows = len(rows)
         self.used = n
@@ -235,44 +254,43 @@ class Cache:
         (P, K, n), start = self.path.shape, self.used
         self.used += K * t
         if not self.trees:
-            size = (2, H, self.groups, self.used + self.room, self.context[0][0].shape[2])
-            self.trees = [like.new_zeros(size) for _ in self.context]
-        elif (missing := self.used - self.trees[0].shape[3]) > 0:
-            self.trees = [F.pad(tree, (0, 0, 0, missing + self.room)) for tree in self.trees]
-        self.new, S = slice(start, self.used), self.trees[0].shape[3]
+            size = (H, self.groups, self.used + self.room, self.context[0][0].shape[2])
+            self.trees = [[x.new_zeros(size) for x in context] for context in self.context]
+        elif (missing := self.used - self.trees[0][0].shape[2]) > 0:
+            self.trees = [[F.pad(x, (0, 0, 0, missing + self.room)) for x in tree] for tree in self.trees]
+        self.new, S = slice(start, self.used), self.trees[0][0].shape[2]
         new = torch.arange(start, self.used, device=like.device).view(K, t).expand(P, K, t)
         self.path = torch.cat([self.path, new], 2)
         visible = F.pad(causal_mask(t, like), (n, 0))
         mask = like.new_full((P, K, t, S), -torch.inf)
         mask.scatter_(3, self.path[:, :, None].expand(P, K, t, n + t), visible.expand(P, K, t, n + t))
         self.mask = mask.flatten(1, 2).repeat(1 if P == 1 else H, 1, 1)  # (1 or H * G, K * t, S)
-        # The softmax of bf16 takes twice as long where rows are no multiple of 32.
-        self.filler = like.new_full((1, 1, -(self.first + S) % 32), -torch.inf)
 
     def attend(self, model: GPT, layer: int, qkv: Tensor) -> Tensor:
         """Attention of new tokens to their context, their path and, causally, each other; they are appended."""
         H, (B, t, _) = model.config.n_head, qkv.shape
         if not self.trees and len(self.context) == layer:
-            self.context.append(tuple(x.transpose(0, 1).flatten(0, 1) for x in heads(qkv, H)[1:]))
+            keys, values = (x.transpose(0, 1).flatten(0, 1) for x in heads(qkv, H)[1:])
+            self.context.append((keys.to(longer(qkv.dtype)), values))
             self.first, self.groups, self.rows = t, B, B
             self.path = torch.empty(1, 1, 0, dtype=torch.long, device=qkv.device)
             return model.causal(layer, qkv)
-        if layer == 0:
-            self._extend(H, t, qkv)
         q, *new = qkv.view(B * t, 3, H, -1).permute(1, 2, 0, 3)  # (H, B * t, d_head) each
+        q = q.to(longer(qkv.dtype)).contiguous()
+        if layer == 0:
+            self._extend(H, t, q)
         for whole, x in zip(self.trees[layer], new, strict=True):
             whole[:, :, self.new] = x.unflatten(1, (self.groups, -1))
-        tree = self.trees[layer]
-        (keys, values), (context_keys, context_values) = tree.flatten(1, 2), self.context[layer]
+        keys, values = (x.flatten(0, 1) for x in self.trees[layer])
+        context_keys, context_values = self.context[layer]
         HE, L, d = context_keys.shape
         HG, S, _ = keys.shape
-        q, scale = q.contiguous(), d**-0.5
+        scale = d**-0.5
         context = torch.baddbmm(self.mask[:1, :1, :1], q.view(HE, -1, d), context_keys.mT, beta=0, alpha=scale)
         own = torch.baddbmm(self.mask, q.view(HG, -1, d), keys.mT, alpha=scale)
-        scores = [context.view(H, B * t, L), own.view(H, B * t, S), self.filler.expand(H, B * t, -1)]
-        weights = torch.cat(scores, 2).softmax(2)
+        weights = torch.cat([context.view(H, B * t, L), own.view(H, B * t, S)], 2).softmax(2).to(qkv.dtype)
         y = torch.bmm(weights[..., :L].view(HE, -1, L), context_values).view(HG, -1, d)
-        y.baddbmm_(weights[..., L : L + S].view(HG, -1, S), values)
+        y.baddbmm_(weights[..., L:].view(HG, -1, S), values)
         return y.view(H, B * t, d).transpose(0, 1).reshape(B, t, H * d)
 
 
