@@ -269,22 +269,29 @@ plt.show()
 # - Training: with smooth initial embeddings ([page 02](02_model_and_training.py)) and twice the updates, planning on both
 #   robots' mixed data is far above what it was trained on.
 #
-# In the table, T is the window, h the horizon, and past the number of transitions seen before the current state; `8 x 2`
-# are plans kept and candidates each, of drawn actions or, where it says so, of a beam search.
+# In the table, T is the window, beside the number of transitions that training read, h the horizon, and past the number of
+# transitions seen before the current state; `8 x 2` are plans kept and candidates each, of drawn actions or, where it says
+# so, of a beam search.
 #
 # `v1` proposes by beam search. Of a hundred narrow bins its likeliest sequences are near copies of one action, so there is
 # little to choose from; drawn actions vary as much as the data's policies do.
 
 # %% tags=["hide-input"]
 tried = pd.read_csv(results.ROOT / "data" / "tried_offline.csv")
+D = {e.data.task: e.model.transition.D for e in released.values()}
+seen = tried.training.str.extract(r"([0-9.]+)M tokens")[0].astype(float) / tried.dataset.str.split("-").str[0].map(D)  # transitions
 shown = tried.assign(
     cell=[f"{s:.0f} ({n})" for s, n in zip(tried.score, tried.n)],
-    training=tried.training.str.replace(r", [0-9.]+M tokens", "", regex=True).str.replace("windows of", "T ="),
-    acting=tried.acting.str.replace("sample, horizon ", "h = ").str.replace("beam, horizon ", "beam, h = ").str.replace("likelihood beam of", "likeliest of"),
+    training=tried.training.str.replace(r", [0-9.]+M tokens", "", regex=True).str.replace("windows of", "T =") + seen.map(", {:.1f}M".format),
+    acting=tried.acting.str.replace("sample, horizon ", "h = ").str.replace("beam, horizon ", "beam, h = ").str.replace("likelihood beam of", "likeliest of")
+    + [f", past {past}" * (past > 0) for past in tried.past],
     dataset=tried.dataset.str.replace("medium-", "").str.replace("-", " "),
 )
-settings = shown.pivot_table(index=["profile", "training", "acting", "past"], columns="dataset", values="cell", aggfunc="last", sort=False)
-settings.rename_axis(columns=None).style.format(na_rep="").set_properties(**nowrap).map_index(lambda _: "white-space: nowrap")
+settings = shown.pivot_table(index=["profile", "training", "acting"], columns="dataset", values="cell", aggfunc="last", sort=False)
+small = {"font-size": "70%", "padding": "2px 4px"}
+styled = settings.rename_axis(columns=None).style.format(na_rep="").set_properties(**nowrap, **small)
+heads = "; ".join(f"{name}: {value}" for name, value in small.items())
+styled.map_index(lambda _: f"white-space: nowrap; {heads}").map_index(lambda _: heads, axis=1)
 
 # %% [markdown]
 # ## What we saw
@@ -304,7 +311,8 @@ for name in NAMES:
         expert[v1[name].data.task] = reached / teacher
 e = released[NAMES[0]]
 acting = f"sample, horizon {e.plan.horizon}, {e.plan.plans} x {e.plan.candidates}, cdf {e.plan.cdf}"
-again = tried[(tried.profile == "released") & (tried.acting == acting) & (tried.past == e.past) & tried.training.str.startswith(f"windows of {e.model.T},")]
+alike = tried.training.str.startswith(f"windows of {e.model.T},") & np.isclose(seen, 1e-6 * e.train.updates * e.train.batch * e.model.T, rtol=0.02)
+again = tried[alike & (tried.profile == "released") & (tried.acting == acting) & (tried.past == e.past)]
 elsewhere = (again.score * again.n).groupby(again.dataset).sum() / again.groupby("dataset").n.sum()
 here = cells.reindex([(name, label("tto", "released")) for name in elsewhere.index]).to_numpy()
 luck = (

@@ -181,7 +181,7 @@ def values(size: str, official: bool = False) -> pd.DataFrame:
 
     def make() -> pd.DataFrame:
         parts = [pd.DataFrame(stages.value_rows(run.rollouts(), run.exp, run.method)).assign(
-            setting=run.setting, profile=run.profile) for run in runs]  # fmt: skip
+            setting=run.setting, profile=run.profile, model_seed=run.model_seed) for run in runs]  # fmt: skip
         return pd.concat([part for part in parts if len(part)], ignore_index=True)
 
     return results.table("planner_values", size, make, {"runs": runs}, _inputs(runs))
@@ -197,8 +197,8 @@ def likelihoods(size: str, official: bool = False) -> pd.DataFrame:
         for run in runs:
             for seed, steps in run.steps().groupby("rollout_seed"):
                 rows.append({"dataset": run.exp.data.name, "method": run.method, "profile": run.profile, "setting":
-                             run.setting, "scorer": run.scorer.profile, "rollout_seed": seed,
-                             "log_likelihood": steps.log_density.mean()})  # fmt: skip
+                             run.setting, "scorer": run.scorer.profile, "model_seed": run.model_seed,
+                             "rollout_seed": seed, "log_likelihood": steps.log_density.mean()})  # fmt: skip
         for name in names(size, official):
             for profile in PROFILES:
                 rows.append(_held_out(experiments.get(name, size, profile)))
@@ -212,8 +212,8 @@ def _held_out(exp: Experiment, count: int = 5000) -> dict:
     rows = np.random.default_rng(0).permutation(len(held.states))[:count]
     data = control.Rollout(-1, states=list(held.states[rows]), actions=list(held.actions[rows]))
     found = action_log_density(exp, [data])[0].mean()
-    return {"dataset": exp.data.name, "method": "data", "profile": "any", "setting": "held-out episodes",
-            "scorer": exp.profile, "rollout_seed": -1, "log_likelihood": found}  # fmt: skip
+    return {"dataset": exp.data.name, "method": "data", "profile": "any", "setting": "held-out episodes", "scorer":
+            exp.profile, "model_seed": exp.train.seed, "rollout_seed": -1, "log_likelihood": found}  # fmt: skip
 
 
 def figure_4(size: str, rollouts: pd.DataFrame) -> pd.DataFrame:
