@@ -33,17 +33,15 @@ from ttlib import draw, offline, results
 # %% [markdown]
 # ## One change at a time
 #
-# All rollouts are of the profile `released`. The search is changed on hopper-medium-replay, with one model, and in one
-# point on two datasets that two policies made; the bins are changed on halfcheetah-medium-expert, with a model trained
-# for each kind (at laptop size these models are not shipped and their rows are left out). Rollout seeds are the same for
-# all rows of a dataset.
+# All rollouts are of the profile `released`. The search is changed on hopper-medium-replay, with one model; the bins are
+# changed on halfcheetah-medium-expert, with a model trained for each kind (at laptop size these models are not shipped
+# and their rows are left out). Rollout seeds are the same for all rows of a dataset.
 #
 # | change | what it asks |
 # |---|---|
 # | no reward-to-go | is the heuristic needed? Plans are worth the rewards within the horizon alone |
 # | noise in $R$ | does the search tolerate inaccurate values? Every $R$ that is read gets Gaussian noise |
 # | $r$ and $R$ drawn | why expectations are read: a search over drawn values picks lucky draws |
-# | the mean of four plans | a plan's action is a draw, noise and all: is the mean of those of the best plans a better one? Asked on data of two policies too |
 # | every action allowed, the authors' filter | should unlikely actions compete? The filter leaves of each action dimension the likeliest bins that hold 40% (the planner's at laptop size: 70%) |
 # | horizon, plans | what search itself is worth |
 # | no past | what is it worth to have seen the transitions before? Without them the window has room for a longer plan |

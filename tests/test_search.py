@@ -326,7 +326,7 @@ def test_without_reward_to_go_a_value_is_the_rewards_alone(include_current, prop
 @pytest.mark.parametrize("options, match", [
     ({"proposal": "greedy"}, "'greedy'; expected 'beam' or 'sample'"),
     ({"horizon": 0}, "horizon=0.*at least 1"), ({"plans": 0}, "plans=0.*at least 1"),
-    ({"candidates": -1}, "candidates=-1.*at least 1"), ({"averaged": 2}, "averaged=2.*1 to plans=1"),
+    ({"candidates": -1}, "candidates=-1.*at least 1"),
 ])
 def test_bad_plans_are_refused(options, match):
     with pytest.raises(ValueError, match=match):

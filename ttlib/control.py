@@ -59,14 +59,11 @@ Choose = Callable[[Decoder], tuple[Tensor, dict[str, Tensor]]]  # -> action bins
 
 
 def by_reward(plan: search.Plan, rng: torch.Generator) -> Choose:
-    """The first action of the plan of highest value, or the mean of those of the best; records the highest value."""
+    """The first action of the plan of highest value; records the value predicted."""
 
     def choose(decoder):
-        tokenizer = decoder.tokenizer
-        found = search.maximise(decoder.advance, decoder.keep, decoder.log_p, tokenizer, plan, rng)
-        first, action = found.bins[:, : plan.averaged, : tokenizer.transition.M], tokenizer.transition.action
-        mean = tokenizer.decode(first + tokenizer.offset[action]).mean(1)
-        return tokenizer.bins_of_finite(mean, action), {"value": found.value[:, 0]}
+        found = search.maximise(decoder.advance, decoder.keep, decoder.log_p, decoder.tokenizer, plan, rng)
+        return found.bins[:, 0, : decoder.tokenizer.transition.M], {"value": found.value[:, 0]}
 
     return choose
 

@@ -272,14 +272,12 @@ def ablations_runs(size: str) -> list[Run]:
     halfcheetah's medium-expert data, where the paper suspects coarse ones (not at laptop size)."""
     exp = experiments.get("hopper-medium-replay", size, "released")
     exp, plan = replace(exp, seeds=tuple(range(2 if size == "smoke" else 5))), exp.plan
-    many = min(4, plan.plans)
     changes = {
         "main": {},
         "no reward-to-go": {"use_reward_to_go": False},
         "noise in R, 0.25 of its deviation": {"noise": 0.25},
         "noise in R, 1 of its deviation": {"noise": 1.0},
         "r and R drawn": {"lucky": True},
-        f"the mean of {many} plans": {"averaged": many},
         "every action allowed": {"cdf": 0.0},
         **({} if plan.cdf == 0.6 else {"the authors' filter": {"cdf": 0.6}}),
         "horizon 1": {"horizon": 1},
@@ -290,11 +288,6 @@ def ablations_runs(size: str) -> list[Run]:
     blind = replace(exp, past=0)  # which leaves the whole window for a plan
     longest = replace(blind, plan=replace(plan, horizon=exp.model.T))
     runs += [planning(blind, "no past"), planning(longest, f"no past, horizon {exp.model.T}")]
-    for name in experiments.table1(size):
-        if name in ("hopper-medium-expert", "walker2d-medium-expert"):
-            mixed = replace(experiments.get(name, size, "released"), seeds=exp.seeds)
-            averaged = replace(mixed, plan=replace(mixed.plan, averaged=many))
-            runs += [planning(mixed, "main"), planning(averaged, f"the mean of {many} plans")]
     if experiments.bins(size):
         runs.append(planning(experiments.get("halfcheetah-medium-expert", size, "released"), "main"))
     for name in experiments.bins(size):

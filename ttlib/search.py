@@ -118,9 +118,9 @@ class Plan:
 
     plans B, candidates K each, horizon h in transitions.  proposal "beam": each plan's Algorithm 1 of width
     K over the next state and action (v1); "sample": the likeliest state, then K actions sampled after `cdf`
-    (released).  use_reward_to_go=False adds up rewards alone.  Three ablations: lucky=True draws r and R instead of
+    (released).  use_reward_to_go=False adds up rewards alone.  Two ablations: lucky=True draws r and R instead of
     reading their expectations; noise is the deviation of a Gaussian added to every R that is read, as a share of the
-    deviation of R's bin centres; averaged is of how many best plans the first actions' mean is carried out.
+    deviation of R's bin centres.
     """
 
     horizon: int
@@ -133,15 +133,12 @@ class Plan:
     use_reward_to_go: bool = True
     lucky: bool = results.added(False)
     noise: float = results.added(0.0)
-    averaged: int = results.added(1)
 
     def __post_init__(self):
         if self.proposal not in ("beam", "sample"):
             raise ValueError(f"proposal {self.proposal!r}; expected 'beam' or 'sample'")
         if min(self.horizon, self.plans, self.candidates) < 1:
             raise ValueError(f"{self}: horizon, plans and candidates must be at least 1")
-        if not 1 <= self.averaged <= self.plans:
-            raise ValueError(f"averaged={self.averaged}: expected 1 to plans={self.plans}")
 
 
 class Plans(NamedTuple):
