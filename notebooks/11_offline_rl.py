@@ -225,9 +225,9 @@ plt.show()
 # ### Whose return is promised?
 #
 # On medium-expert data the value of the best plan tells which of the two policies the model takes itself to be. At
-# rest nothing does, and the value is a mean of both. Then it climbs towards the expert's return, until a stumble leads
-# to states that only the medium policy knows. There it drops to the medium policy's, and seldom comes back: in the data
-# no episode changes its policy, so that no likely action is the expert's.
+# rest nothing does, and the value is a mean of both. Then it climbs towards the expert's return, and stays there unless a
+# stumble leads to states that only the medium policy knows. There it drops to the medium policy's, and seldom comes
+# back: in the data no episode changes its policy, so that no likely action is the expert's.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-whose-return", "caption": "Value of the best plan along every rollout of `released` (blue) on medium-expert data, and the mean discounted return of the two policies' own episodes. Where an episode ran to its time limit, its last 200 steps are left out."}, "image": {"alt": "A panel for each robot: lines of predicted value against the step, between two horizontal lines."}}
 mixed = [name for name in NAMES if "medium-expert" in name]
@@ -271,9 +271,10 @@ plt.show()
 #   (halfcheetah-medium-expert 43 to 74, hopper-medium-expert 65 to 90); on the four others that were tried the mean went
 #   from 58 to 50, which is within the noise.
 #
-# In the table, T is the window, beside the number of transitions that training read, h the horizon, and past the number of
-# transitions seen before the current state; `8 x 2` are plans kept and candidates each, of drawn actions or, where it says
-# so, of a beam search.
+# In the table, hc, h and w are the three robots, m, mr and me the data (medium, medium-replay, medium-expert). T is the
+# window, beside the number of transitions that training read, h the horizon, and past the number of transitions seen
+# before the current state; `8 x 2` are plans kept and candidates each, of drawn actions or, where it says so, of a beam
+# search.
 #
 # `v1` proposes by beam search. Of a hundred narrow bins its likeliest sequences are near copies of one action, so there is
 # little to choose from; drawn actions vary as much as the data's policies do.
@@ -287,7 +288,7 @@ shown = tried.assign(
     training=tried.training.str.replace(r", [0-9.]+M tokens", "", regex=True).str.replace("windows of", "T =") + seen.map(", {:.1f}M".format),
     acting=tried.acting.str.replace("sample, horizon ", "h = ").str.replace("beam, horizon ", "beam, h = ").str.replace("likelihood beam of", "likeliest of")
     + [f", past {past}" * (past > 0) for past in tried.past],
-    dataset=tried.dataset.str.replace("medium-", "").str.replace("-", " "),
+    dataset=tried.dataset.replace({"halfcheetah": "hc", "hopper": "h", "walker2d": "w", "medium": "m", "m-replay": "mr", "m-expert": "me"}, regex=True),
 )
 settings = shown.pivot_table(index=["profile", "training", "acting"], columns="dataset", values="cell", aggfunc="last", sort=False)
 small = {"font-size": "70%", "padding": "2px 4px"}
