@@ -162,10 +162,8 @@ class GPT(nn.Module):
         q, k, v = heads(qkv, self.config.n_head)
         drop = self.drop.p if self.training else 0.0
         if q.device.type != "cpu" or not (drop or (self.training and q.dtype == torch.bfloat16)):
-            if q.device.type == "cpu":
-                q, k, v = (x.to(longer(x.dtype)) for x in (q, k, v))
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=drop)
-            return y.transpose(1, 2).flatten(2).to(qkv.dtype)
+            # Of bf16 too the fused kernels keep scores in float32.
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=drop).transpose(1, 2).flatten(2)
         # On a CPU the fused kernel takes three times as long to train in bf16, and has no dropout.  The softmax takes
         # twice as long where rows are no multiple of 32.
         L = q.shape[2]
