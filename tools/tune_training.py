@@ -22,8 +22,8 @@ PATH = results.ROOT / "data" / "tried_training.csv"
 POINTS = 12  # of a curve
 EXPERIMENTS = {"hopper-medium-replay": "hopper-long", "humanoid": "humanoid"}
 ADAMW = {"optimiser": "adamw", "lr": 2e-3}
-# Task, setting, minutes, and what differs from the training in use: Muon, learning rate 5e-3, no dropout, batches of
-# 16 windows (humanoid: 8).
+# Task, setting, minutes, and what differs from Muon, learning rate 5e-3, no dropout, independent embeddings, batches
+# of 16 windows (humanoid: 8).
 SETTINGS = [
     ("hopper-medium-replay", "AdamW, 6e-4", 2, ADAMW | {"lr": 6e-4}),
     ("hopper-medium-replay", "AdamW, 2e-3", 2, ADAMW),
@@ -96,7 +96,7 @@ def main() -> None:
             continue
         if schedule_free and not importlib.util.find_spec("schedulefree"):
             continue
-        exp = changed(experiments.get(EXPERIMENTS[task]), changes)
+        exp = changed(experiments.get(EXPERIMENTS[task]), {"smooth": 0.0} | changes)
         about = {"task": task, "setting": setting, "budget": minutes, "batch": exp.train.batch, "window": exp.model.T}
         for point in curve(exp, minutes, schedule_free):
             rows.append(about | point)

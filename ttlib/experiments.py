@@ -222,8 +222,9 @@ def _humanoid(name: str, size: str, profile: str) -> Experiment:
     if size == "paper":
         model, train = _paper_model(HUMANOID, profile), _paper_train(profile, config.steps)
     else:
-        T, (updates, batch) = 5, {"smoke": (12, 2), "laptop": (3000, 8)}[size]
-        model, train = ModelConfig(HUMANOID, T, **_SMALL_MODEL[size]), TrainConfig(updates, batch, **_SMALL_TRAIN)
+        T, (updates, batch) = 5, {"smoke": (12, 2), "laptop": (6000, 8)}[size]
+        model = ModelConfig(HUMANOID, T, smooth=30.0, **_SMALL_MODEL[size])
+        train = TrainConfig(updates, batch, **_SMALL_TRAIN)
     if markov:  # of its two transitions only the second is scored: as many scored tokens per update as the full model
         model, train = replace(model, T=2), replace(train, batch=train.batch * model.T)
     return Experiment(
