@@ -254,17 +254,22 @@ peers.style.format("{:,.0f} tokens / s").set_caption("published, not measured he
 # without dropout in small batches, and has its learning rate fall to zero over its own minutes. All are scored on the
 # same windows of five transitions.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-time-to-quality", "caption": "Held-out loss against processor minutes of training, one curve per setting."}, "image": {"alt": "Curves of loss falling with minutes of training, a panel for each dataset."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-time-to-quality", "caption": "Held-out loss against processor minutes of training (a logarithmic scale), one curve per setting. The highest losses, in the first minute, are cut off."}, "image": {"alt": "Curves of loss falling with minutes of training, a panel for each dataset."}}
 curves = pd.read_csv(results.ROOT / "data" / "tried_training.csv")
-figure, panels = plt.subplots(1, curves.task.nunique(), figsize=(9, 3.8), layout="constrained", squeeze=False)
-STYLES = ["-", "--", ":", "-."]
+figure, panels = plt.subplots(1, curves.task.nunique(), figsize=(9, 4.8), layout="constrained", squeeze=False)
+every = list(dict.fromkeys(zip(curves.setting, curves.budget)))
 for axes, (task, rows) in zip(panels[0], curves.groupby("task", sort=False)):
-    for i, ((name, budget), curve) in enumerate(rows.groupby(["setting", "budget"], sort=False)):
-        style = {"color": SHADES[i % 6], "ls": STYLES[i // 6 % 4], "lw": 1.5}
+    for (name, budget), curve in rows.groupby(["setting", "budget"], sort=False):
+        i = every.index((name, budget))
+        style = {"color": SHADES[i % 6], "ls": ["-", "--", ":"][i // 6 % 3], "lw": 1.5}
         axes.plot(curve.minutes, curve.held_out_nats, label=f"{name} ({budget} min)", **style)
-    axes.set(xlabel="minutes of one processor", ylabel="held-out loss (nats a token)", title=task)
+    low, high, ticks = rows.held_out_nats.min(), rows.held_out_nats.max(), [m for m in (0.5, 1, 2, 5, 10, 20) if m < 1.2 * rows.minutes.max()]
+    axes.set(xlabel="minutes of one processor", ylabel="held-out loss (nats a token)", title=task, xscale="log")
+    axes.set_xticks(ticks, [f"{m:g}" for m in ticks], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.set(xlim=(0.4, 1.1 * rows.minutes.max()), ylim=(low - 0.02 * (high - low), low + 0.6 * (high - low)))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize="x-small")
+    axes.legend(frameon=False, fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=2)
 figure.suptitle(f"Loss for minutes ({size})")
 plt.show()
 
