@@ -136,6 +136,24 @@ def test_a_model_has_rows_of_every_scoring_and_seed(world):
         assert np.allclose(together[column], each[column].mean())
 
 
+def test_leads_compare_the_scores_of_the_same_references(world, tmp_path, monkeypatch):
+    """Against each model by hand, from tables that were written and read again; over itself the lead is zero."""
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr(results, "TABLES", tmp_path / "tables")
+    monkeypatch.setattr(longhorizon, "inputs", lambda p, model: {})
+    monkeypatch.setattr(experiments, "long_horizon", lambda size, panel: replace(PROTOCOL, panel=panel))
+    table = longhorizon.figure_2_leads("smoke").set_index(["panel", "other", "first", "last"]).sort_index()
+    curves = longhorizon.figure_2("smoke")
+    assert set(table.index.get_level_values("other")) == set(longhorizon.MODELS[1:])
+    assert np.allclose(table.loc["observed", "markov"][["lead", "low", "high"]], 0)  # one and the same in `world`
+    for panel in experiments.PANELS:
+        rows = curves.set_index(["panel", "model", "scoring", "seed", "t"]).log_likelihood
+        for t in (1, 2, 3):
+            gap = rows[panel, "transformer", "mixture", metrics.EVERY_SEED, t]
+            gap -= rows[panel, "simulator", "histogram", 0, t]
+            assert table.lead[panel, "simulator", t, t] == pytest.approx(gap, abs=1e-4)
+
+
 def test_no_binned_row_passes_the_oracle(world):
     bounds = longhorizon.curves(PROTOCOL, "bounds").set_index(["model", "t"]).log_likelihood
     assert np.allclose(bounds["oracle"], math.log(V / 2) + math.log(V / 3))

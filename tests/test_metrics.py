@@ -305,6 +305,28 @@ def test_rows_hold_each_seed_and_all_of_them():
     assert {row["seed"] for row in only} == {5}
 
 
+def test_a_lead_is_the_mean_difference_and_knows_which_references_are_hard():
+    """What a reference costs both models is in neither the lead nor its interval; a lead that all references share has
+    none; over several steps it is the mean over those that a reference lived to see."""
+    rng = np.random.default_rng(0)
+    one, other, hard = (rng.normal(scale=s, size=(2, 30, 4)) for s in (1, 1, 100))
+    one[:, 3, 2:] = other[:, 3, 2:] = np.nan  # ended
+    table = pd.DataFrame(metrics.leads(one, other, panel="p")).set_index(["first", "last"])
+    assert [*table.index] == [(1, 1), (2, 2), (3, 3), (4, 4), (3, 4), (1, 4)] and (table.panel == "p").all()
+    for (first, last), row in table.iterrows():
+        gaps = [
+            np.nanmean(gap)
+            for gap in (one - other)[..., first - 1 : last].reshape(-1, last - first + 1)
+            if not np.isnan(gap).all()
+        ]
+        assert row.lead == pytest.approx(np.mean(gaps)) and row.low < row.lead < row.high
+    columns = ["lead", "low", "high"]
+    same = pd.DataFrame(metrics.leads(one + hard, other + hard)).set_index(["first", "last"])
+    assert np.allclose(same[columns], table[columns])
+    shared = pd.DataFrame(metrics.leads(other + 3.0, other))
+    assert np.allclose(shared[columns], 3.0)
+
+
 def test_oracle_and_floor_are_rows_like_any_other():
     rng = np.random.default_rng(0)
     on = random_grid(rng)

@@ -1,6 +1,7 @@
 """Figures 1 and 2: who predicts the humanoid and how it is scored, each part found by what made it."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tqdm import tqdm
 from ttlib import ensemble, envs, experiments, metrics, predict, results, stages, train
 from ttlib.experiments import Experiment, LongHorizon
 
-ENSEMBLE_STAGE, CURVE_STAGE = 2, 1  # raised by hand when the meaning changes
+ENSEMBLE_STAGE, CURVE_STAGE = 2, 2  # raised by hand when the meaning changes
 TRANSFORMERS = ("transformer", "markov")
 ENSEMBLES = {"ensemble_ts1": "ts1", "ensemble_tsinf": "tsinf"}
 MODELS = (*TRANSFORMERS, *ENSEMBLES, "simulator")
@@ -114,34 +115,53 @@ def sampled(protocol: LongHorizon, model: str, seed: int) -> tuple[np.ndarray, n
     return found.states, found.predictive, None
 
 
-def curves(protocol: LongHorizon, model: str) -> pd.DataFrame:
-    """Rows of `fig2_error_compounding.csv` of one model of a panel; "bounds" are oracle and uniform."""
+def scores(protocol: LongHorizon, model: str) -> pd.DataFrame:
+    """Log-likelihood of each held-out trajectory at each step by one model of a panel: a row for each scoring, training
+    seed, reference and t; `diverged` is the share of sampled trajectories with a value that is not finite."""
     held, _ = references(protocol.size, protocol.steps)
-    on, columns = grid(observed(protocol)), {"panel": protocol.panel, "model": model}
-    if model == "bounds":
-        return pd.DataFrame(metrics.bounds(on, held, panel=protocol.panel, scoring="histogram"))
+    on, n = grid(observed(protocol)), protocol.samples
+    found, diverged = {}, {}
     if model == "simulator":
         true = metrics.trajectories(
             stages.dataset(experiments.regenerated("humanoid", "simulator", protocol.size)), protocol.steps
         )
         alive = metrics.alive(true)
-        score = metrics.log_likelihood(on, metrics.histogram(on, true, alive), alive, held)
-        return pd.DataFrame(metrics.rows({0: score}, on, held, scoring="histogram", **columns))
-    found, n = {}, protocol.samples
-    for seed in protocol.seeds:
+        found["histogram", 0] = metrics.log_likelihood(on, metrics.histogram(on, true, alive), alive, held)
+    for seed in protocol.seeds if model != "simulator" else ():
         states, mass, density = sampled(protocol, model, seed)
-        scores = {
-            "mixture": metrics.log_likelihood(on, mass, n, held),
-            "histogram": metrics.log_likelihood(on, metrics.histogram(on, states[:, 1:], n), n, held),
-        }
-        for scoring, score in (scores | ({} if density is None else {"density": density})).items():
-            found.setdefault(scoring, {})[seed] = score
-    rows = [metrics.rows(score, on, held, scoring=scoring, **columns) for scoring, score in found.items()]
-    table = pd.DataFrame(sum(rows, []))
-    diverged = {seed: ~np.isfinite(sampled(protocol, model, seed)[0]).all(2) for seed in protocol.seeds}
-    share = {seed: bad.mean(0)[1:] for seed, bad in diverged.items()}
-    share[metrics.EVERY_SEED] = np.mean(list(share.values()), axis=0)
-    return table.assign(diverged=[share[seed][t - 1] for seed, t in zip(table.seed, table.t, strict=True)])
+        found["mixture", seed] = metrics.log_likelihood(on, mass, n, held)
+        found["histogram", seed] = metrics.log_likelihood(on, metrics.histogram(on, states[:, 1:], n), n, held)
+        if density is not None:
+            found["density", seed] = density
+        diverged[seed] = (~np.isfinite(states[:, 1:]).all(2)).mean(0)
+    (k, steps), made = held.shape[:2], []
+    for (scoring, seed), score in found.items():
+        columns = {"scoring": scoring, "seed": seed, "reference": np.repeat(np.arange(k), steps)}
+        columns |= {"t": np.tile(np.arange(1, steps + 1), k), "log_likelihood": score.ravel()}
+        columns["diverged"] = np.tile(diverged[seed], k) if seed in diverged else np.nan
+        made.append(pd.DataFrame(columns))
+    return pd.concat(made, ignore_index=True)
+
+
+def by_seed(found: pd.DataFrame, scoring: str, column: str = "log_likelihood") -> dict[int, np.ndarray]:
+    """`scores` of one scoring as arrays (k, steps) by training seed."""
+    groups = found[found.scoring == scoring].groupby("seed")
+    return {seed: rows.pivot(index="reference", columns="t", values=column).to_numpy() for seed, rows in groups}
+
+
+def curves(protocol: LongHorizon, model: str, found: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Rows of `fig2_error_compounding.csv` of a model of a panel, from its `scores`; "bounds": oracle and uniform."""
+    held, _ = references(protocol.size, protocol.steps)
+    on, columns = grid(observed(protocol)), {"panel": protocol.panel, "model": model}
+    if model == "bounds":
+        return pd.DataFrame(metrics.bounds(on, held, panel=protocol.panel, scoring="histogram"))
+    found, rows = scores(protocol, model) if found is None else found, []
+    for scoring in found.scoring.unique():
+        share = {seed: values[0] for seed, values in by_seed(found, scoring, "diverged").items()}
+        share[metrics.EVERY_SEED] = np.mean(list(share.values()), axis=0)
+        table = metrics.rows(by_seed(found, scoring), on, held, scoring=scoring, **columns)
+        rows += [row | {"diverged": share[row["seed"]][row["t"] - 1]} for row in table]
+    return pd.DataFrame(rows)
 
 
 def inputs(protocol: LongHorizon, model: str) -> dict[str, str]:
@@ -157,26 +177,44 @@ def inputs(protocol: LongHorizon, model: str) -> dict[str, str]:
     return keys
 
 
-def figure_2(size: str) -> pd.DataFrame:
-    """The table of Figure 2: every model of both panels, from the tables of each, which are kept."""
-    protocols = [experiments.long_horizon(size, panel) for panel in experiments.PANELS]
-    wanted = [(p, model) for p in protocols for model in (*MODELS, "bounds")]
-
-    def make() -> pd.DataFrame:
-        made = [
-            results.table(
-                f"fig2-{protocol.panel}-{model}", size, lambda p=protocol, m=model: curves(p, m),
-                config={"protocol": protocol, "model": model}, inputs=inputs(protocol, model),
-                stage=CURVE_STAGE, public=False,
-            )
-            for protocol, model in wanted
-        ]  # fmt: skip
-        return pd.concat(made, ignore_index=True)
-
-    keys = {f"{p.panel}-{model}-{name}": key for p, model in wanted for name, key in inputs(p, model).items()}
+def _scores(protocol: LongHorizon, model: str) -> pd.DataFrame:
+    """`scores`, kept."""
     return results.table(
-        "fig2_error_compounding", size, make, config={"protocols": protocols}, inputs=keys, stage=CURVE_STAGE
-    )
+        f"fig2-{protocol.panel}-{model}", protocol.size, lambda: scores(protocol, model),
+        config={"protocol": protocol, "model": model}, inputs=inputs(protocol, model), stage=CURVE_STAGE, public=False,
+    )  # fmt: skip
+
+
+def _figure_2(name: str, size: str, make: Callable[[LongHorizon], list[pd.DataFrame]]) -> pd.DataFrame:
+    protocols = [experiments.long_horizon(size, panel) for panel in experiments.PANELS]
+    keys = {f"{p.panel}-{m}-{k}": key for p in protocols for m in MODELS for k, key in inputs(p, m).items()}
+    return results.table(
+        name, size, lambda: pd.concat([table for p in protocols for table in make(p)], ignore_index=True),
+        config={"protocols": protocols}, inputs=keys, stage=CURVE_STAGE,
+    )  # fmt: skip
+
+
+def figure_2(size: str) -> pd.DataFrame:
+    """The table of Figure 2: every model of both panels, from the scores of each, which are kept."""
+
+    def make(p: LongHorizon) -> list[pd.DataFrame]:
+        return [*(curves(p, model, _scores(p, model)) for model in MODELS), curves(p, "bounds")]
+
+    return _figure_2("fig2_error_compounding", size, make)
+
+
+def figure_2_leads(size: str) -> pd.DataFrame:
+    """How far the Transformer is above each other model of its panel, `metrics.leads` of the mixture (the simulator's
+    score is a histogram)."""
+
+    def values(p: LongHorizon, model: str) -> np.ndarray:
+        return np.stack(list(by_seed(_scores(p, model), "histogram" if model == "simulator" else "mixture").values()))
+
+    def make(p: LongHorizon) -> list[pd.DataFrame]:
+        ours, columns = values(p, "transformer"), {"panel": p.panel, "model": "transformer"}
+        return [pd.DataFrame(metrics.leads(ours, values(p, other), **columns, other=other)) for other in MODELS[1:]]
+
+    return _figure_2("fig2_leads", size, make)
 
 
 FIGURE_1 = ("reference", "transformer", "ensemble_ts1")

@@ -169,6 +169,24 @@ def rows(values: Mapping[int, np.ndarray], on: Grid, references: np.ndarray, **c
     return table
 
 
+def leads(ours: np.ndarray, theirs: np.ndarray, **columns) -> list[dict]:
+    """Rows of `fig2_leads.csv`: how far the scores `ours` are above `theirs`, both (seeds, k, steps) and of the same k
+    references: mean and 95% interval at each step, over the second half of the steps and over all (`first` to `last`).
+
+    The interval is of the difference: what makes a reference hard for both is not in it.  columns: panel, model, other.
+    """
+    gap = ours - theirs
+    steps = gap.shape[2]
+    spans = [(t, t) for t in range(1, steps + 1)] + [(steps // 2 + 1, steps), (1, steps)]
+    flat = gap.reshape(-1, steps).T
+    values = np.stack([_mean(flat[first - 1 : last]) for first, last in spans], 1)
+    mean, (low, high) = _mean(values), interval(values.reshape(*gap.shape[:2], len(spans)))
+    return [
+        {**columns, "first": first, "last": last, "lead": mean[i], "low": low[i], "high": high[i]}
+        for i, (first, last) in enumerate(spans)
+    ]
+
+
 def bounds(on: Grid, references: np.ndarray, **columns) -> list[dict]:
     """Rows of the models `oracle` and `uniform`, which are the same at every step.  columns: panel, scoring."""
     same = {"oracle": oracle(on), "uniform": uniform(on)}
