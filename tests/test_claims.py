@@ -117,7 +117,9 @@ def masked(good):
         "observed": {"transformer": 1.0, "markov": 0.0},
         "masked": {"transformer": (0.5, 30.0 * (np.arange(100) < 10), 10.0)[good], "markov": 0.0},
     }
-    return figure_2(panels)
+    past = {"panel": ["observed", "observed", "masked", "masked"], "model": "transformer", "past": [1, 4, 1, 4]}
+    ahead = pd.DataFrame(past | {"log_density": [50.0, 51.0, 10.0, 20.0]})
+    return {"fig2_leads": figure_2(panels)["fig2_leads"], "humanoid_one_step_by_past": ahead}
 
 
 def discretisation(good):

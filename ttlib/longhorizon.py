@@ -259,8 +259,9 @@ def figure_1(size: str, found: pd.DataFrame) -> pd.DataFrame:
     return results.table("fig1_humanoid", size, make, config={"traced": TRACED}, inputs={"poses": results.key(text)})
 
 
-def next_state_nats(exp: Experiment, count: int = 512) -> np.ndarray:
-    """-log P of the held-out next state's tokens, mean of each dimension, (N,).
+def next_state_nats(exp: Experiment, count: int = 512) -> tuple[np.ndarray, np.ndarray]:
+    """-log P of the held-out next state's tokens, mean by transitions seen (1, ..., T - 1) and dimension, and how many
+    tokens each is the mean of, (T - 1, N) both.
 
     Of `count` windows the first transition is left out: no transition before it is read, so it is no next state.
     """
@@ -275,7 +276,7 @@ def next_state_nats(exp: Experiment, count: int = 512) -> np.ndarray:
         weight = weight[:, D:]
         total += (nats * weight).sum(0).view_as(total)
         tokens += weight.sum(0).view_as(tokens)
-    return (total.sum(0) / tokens.sum(0))[:N].numpy()
+    return (total / tokens)[:, :N].numpy(), tokens[:, :N].numpy()
 
 
 def binned_log_density(made: ensemble.Ensemble, held_out: ensemble.Transitions, on: metrics.Grid) -> np.ndarray:
@@ -312,7 +313,8 @@ def one_step_by_dimension(size: str) -> pd.DataFrame:
             columns = {"panel": p.panel, "dimension": np.arange(len(width))}
             columns |= {"low": on.edges[:, 0], "high": on.edges[:, -1], "oracle": -np.log(width)}
             for model in TRANSFORMERS:
-                columns[model] = -next_state_nats(transformer(p, model, seed)) - np.log(width)
+                nats, tokens = next_state_nats(transformer(p, model, seed))
+                columns[model] = -np.average(nats, axis=0, weights=tokens) - np.log(width)
             made, _ = load_or_fit(p, seed)
             held = _first(ensemble.transitions(stages.dataset(config).split(config.held_out, config.seed)[1]), seed)
             mean, std = (x[..., : made.N] for x in made.predict(held.states, held.actions, held.hidden))
@@ -350,3 +352,23 @@ def one_step(size: str) -> pd.DataFrame:
 
     keys = {f"{p.panel}-{m}-{k}": key for p in protocols for m in MODELS for k, key in inputs(p, m).items()}
     return results.table("humanoid_one_step", size, make, config={"protocols": protocols}, inputs=keys, stage=2)
+
+
+def one_step_by_past(size: str) -> pd.DataFrame:
+    """Held-out log-density of the next state in nats by the number of transitions a Transformer has read, `past`: what
+    its memory is worth, in one and the same model and before errors can compound."""
+    protocols = [experiments.long_horizon(size, panel) for panel in experiments.PANELS]
+
+    def make() -> pd.DataFrame:
+        rows = []
+        for p in protocols:
+            on = grid(observed(p))
+            for model in TRANSFORMERS:
+                nats, _ = next_state_nats(transformer(p, model, p.seeds[0]))
+                density = (-nats - np.log(on.width.mean(1)))[:, on.varies].sum(1)
+                columns = {"panel": p.panel, "model": model, "past": np.arange(1, len(nats) + 1)}
+                rows.append(pd.DataFrame(columns | {"log_density": density}))
+        return pd.concat(rows, ignore_index=True)
+
+    keys = {f"{p.panel}-{m}-{k}": key for p in protocols for m in TRANSFORMERS for k, key in inputs(p, m).items()}
+    return results.table("humanoid_one_step_by_past", size, make, config={"protocols": protocols}, inputs=keys)
