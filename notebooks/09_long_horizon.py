@@ -178,7 +178,7 @@ Markdown(
     f"From one transition to {seen.index.max()}, the next state's log-density grows by {worth['observed']:.1f} nats where the whole state is "
     f"seen and by {worth['masked']:.1f} where half is hidden. After a single transition the Markovian models are ahead by "
     f"{seen['observed, Markovian'].iloc[0] - seen['observed'].iloc[0]:.1f} and {seen['masked, Markovian'].iloc[0] - seen['masked'].iloc[0]:.1f} nats: "
-    "per update as many tokens are scored in both kinds, all of them of that sort in theirs."
+    "per update as many tokens are scored in both kinds, and in theirs all of them stand after a single transition."
 )
 
 # %% [markdown]
@@ -552,16 +552,19 @@ said = {
     panel: f"{lead(panel, 'markov', 1, last)} on average over the steps, above zero by its interval at {(rows.low > 0).mean():.0%} of them and below at {(rows.high < 0).mean():.0%}"
     for panel, rows in stepwise.items()
 }
-larger = both["masked"].lead[1, last] > max(0, both["observed"].lead[1, last])
+larger = both["masked"].low[1, last] > max(0, both["observed"].high[1, last])
+left = curve("masked", "simulator").log_likelihood[last] - curve("masked", "markov").log_likelihood[last]
 Markdown(
     f"**Does the past matter?** Observed, the curves of the full and the Markovian Transformer are {difference:.1f} nats apart on average over the steps, "
     f"those of the full one and the ensemble {gain:.1f}; bands overlap at {overlap:.0%} of the steps. By the rule that a tenth of the gap to "
     f"the ensemble, or overlap at every step, is close, the two are {'close' if close else '**not close**'}.\n\n"
     f"The full Transformer's lead over the Markovian: observed {said['observed']}; masked {said['masked']}, and {compared('masked', 'markov', 1)}, "
     f"{compared('masked', 'markov', min(20, last))}, {compared('masked', 'markov', last)}. "
-    f"The past {'plays a larger role' if larger else 'plays **no larger role**'} when half of the state is hidden; the paper finds the two alike when all is seen, and "
+    f"One step ahead the past {'plays' if worth['masked'] > max(0, worth['observed']) else '**does not play**'} a larger role when half of the state is hidden (above: {worth['masked']:.1f} nats against {worth['observed']:.1f}); "
+    f"over the whole horizon {'so it does' if larger else '**it does not clearly**'}. The paper finds the two alike when all is seen, and the past to play "
     f"a larger role when half is hidden. Against {NAMES[masked_better]} the masked Transformer has {compared('masked', masked_better, last)}. "
-    f"At step {last} the masked Markovian model is {curve('masked', 'markov').log_likelihood[last] - curve('masked', 'simulator').log_likelihood[last]:+.1f} nats from the simulator's own rollouts: so much is left there for a memory to gain."
+    f"At step {last} the masked Markovian model is {abs(left):.1f} nats {'below' if left > 0 else 'above'} the simulator's own rollouts"
+    + (": about that much is left there for a memory to gain." if left > 0 else ".")
 )
 
 # %% tags=["hide-input"]
