@@ -179,7 +179,9 @@ def _table1(name: str, size: str, profile: str) -> Experiment:
             exp = replace(exp, model=replace(exp.model, T=3, smooth=30.0), train=replace(exp.train, updates=3000))
         return exp
     if profile == "released" and size == "laptop":
-        model, train = replace(exp.model, T=6, smooth=30.0), replace(exp.train, updates=6000, batch=24)
+        # As many tokens, and so minutes, for each robot.
+        updates = 21_600_000 // (24 * 6 * exp.model.transition.D)
+        model, train = replace(exp.model, T=6, smooth=30.0), replace(exp.train, updates=updates, batch=24)
         # The released code drops bins that together hold less than 0.6. Medium-expert data need some filter, the
         # mixed data none: half of theirs serves both (data/tried_offline.csv).
         exp = replace(exp, model=model, train=train, plan=replace(exp.plan, cdf=0.3))
