@@ -73,14 +73,15 @@ pd.DataFrame(
             "bins": e.bins.kind,
             "layers x heads, width": f"{e.model.n_layer} x {e.model.n_head}, {e.model.d_model}",
             "window (transitions)": e.model.T,
-            "updates x windows": f"{e.train.updates} x {e.train.batch}",
+            "updates x windows": f"{' to '.join(map(str, sorted({x.train.updates for x in every.values()})))} x {e.train.batch}",
             "past transitions seen": e.past,
             "horizon": e.plan.horizon,
             "plans kept x candidates each": f"{e.plan.plans} x {e.plan.candidates}",
             "proposals": {"beam": "beam search", "sample": "sampled actions"}[e.plan.proposal],
             "models x rollouts": f"{len(models := experiments.models(e))} x {len(models[0].seeds)}",
         }
-        for profile, e in (("v1", v1[NAMES[0]]), ("released", released[NAMES[0]]))
+        for profile, every in (("v1", v1), ("released", released))
+        for e in [every[NAMES[0]]]
     }
 )
 
@@ -314,7 +315,8 @@ for name in NAMES:
         expert[v1[name].data.task] = reached / teacher
 e = released[NAMES[0]]
 acting = f"sample, horizon {e.plan.horizon}, {e.plan.plans} x {e.plan.candidates}, cdf {e.plan.cdf}"
-alike = tried.training.str.startswith(f"windows of {e.model.T},") & np.isclose(seen, 1e-6 * e.train.updates * e.train.batch * e.model.T, rtol=0.02)
+own = tried.dataset.map({name: 1e-6 * x.train.updates * x.train.batch * x.model.T for name, x in released.items()})
+alike = tried.training.str.startswith(f"windows of {e.model.T},") & np.isclose(seen, own, rtol=0.02)
 again = tried[alike & (tried.profile == "released") & (tried.acting == acting) & (tried.past == e.past)]
 elsewhere = (again.score * again.n).groupby(again.dataset).sum() / again.groupby("dataset").n.sum()
 here = cells.reindex([(name, label("tto", "released")) for name in elsewhere.index]).to_numpy()
