@@ -168,8 +168,9 @@ memory = longhorizon.one_step_by_past(size)
 
 # %% tags=["hide-input"]
 seen = memory[memory.model == "transformer"].pivot(index="past", columns="panel", values="log_density")[list(protocols)]
-seen["masked, Markovian"] = memory[(memory.panel == "masked") & (memory.model == "markov")].set_index("past").log_density
-seen["observed, Markovian"] = memory[(memory.panel == "observed") & (memory.model == "markov")].set_index("past").log_density
+for panel in protocols:
+    markovian = memory[(memory.panel == panel) & (memory.model == "markov")].set_index("past")
+    seen[f"{panel}, Markovian"] = markovian.log_density
 seen.rename_axis(index="transitions seen", columns="nats").style.format("{:.1f}", na_rep="")
 
 # %% tags=["hide-input"]
