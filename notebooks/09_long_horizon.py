@@ -324,9 +324,10 @@ leads = longhorizon.figure_2_leads(size)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-horizon-leads", "caption": "The full Transformer's lead over its Markovian variant, with 95% bootstrap intervals of the difference over held-out trajectories. They say nothing of what another training would change."}, "image": {"alt": "Two curves over the prediction horizon around a line at zero, one for the observed panel and one for the masked one."}}
 ahead_of = leads.set_index(["panel", "other", "first", "last"])[["lead", "low", "high"]].sort_index()
+stepwise = {panel: ahead_of.loc[panel, "markov"].reset_index().query("first == last") for panel in protocols}
 figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
 for panel, (colour, ls) in zip(protocols, (("transformer", "-"), ("other", "--"))):
-    rows = ahead_of.loc[panel, "markov"].reset_index().query("first == last")
+    rows = stepwise[panel]
     axes.plot(rows["first"], rows.lead, ls, color=draw.COLOURS[colour], lw=1.6, label=panel)
     axes.fill_between(rows["first"], rows.low, rows.high, color=draw.COLOURS[colour], alpha=0.2, lw=0)
 axes.axhline(0, color="#555555", lw=0.8)
@@ -547,7 +548,6 @@ gain = (full.log_likelihood - ahead.log_likelihood).replace(-np.inf, np.nan).mea
 overlap = ((full.low <= cut.high) & (cut.low <= full.high)).mean()
 close = difference <= 0.1 * gain or overlap == 1
 both = {panel: ahead_of.loc[panel, "markov"] for panel in protocols}
-stepwise = {panel: rows[rows.index.get_level_values(0) == rows.index.get_level_values(1)] for panel, rows in both.items()}
 masked_better = max(longhorizon.ENSEMBLES, key=lambda m: curve("masked", m).log_likelihood.mean())
 said = {
     panel: f"{lead(panel, 'markov', 1, last)} on average over the steps, above zero by its interval at {(rows.low > 0).mean():.0%} of them and below at {(rows.high < 0).mean():.0%}"

@@ -176,7 +176,8 @@ def test_one_step_leaves_out_what_has_no_transition_before_it(monkeypatch):
     monkeypatch.setattr(stages, "windows", lambda exp: (None, windows()))
     with torch.no_grad():
         log_p = model(ids).log_softmax(-1)
-    found, tokens = longhorizon.next_state_nats(SimpleNamespace(model=SimpleNamespace(T=T, transition=WORLD)))
+    exp = type("Experiment", (), {"model": SimpleNamespace(T=T, transition=WORLD)})  # hashable, as experiments are
+    found, tokens = longhorizon.next_state_nats(exp)
     for t in range(1, T):
         for dim in range(WORLD.N):
             at = [(row, t * D + dim) for row in range(7) if weight[row, t * D + dim]]

@@ -259,6 +259,7 @@ def figure_1(size: str, found: pd.DataFrame) -> pd.DataFrame:
     return results.table("fig1_humanoid", size, make, config={"traced": TRACED}, inputs={"poses": results.key(text)})
 
 
+@functools.lru_cache(maxsize=8)  # two tables of a page are made of it
 def next_state_nats(exp: Experiment, count: int = 512) -> tuple[np.ndarray, np.ndarray]:
     """-log P of the held-out next state's tokens, mean by transitions seen (1, ..., T - 1) and dimension, and how many
     tokens each is the mean of, (T - 1, N) both.
