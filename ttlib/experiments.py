@@ -177,6 +177,7 @@ def _table1(name: str, size: str, profile: str) -> Experiment:
     if config.quality == "expert":
         if size == "laptop":  # cloning sees no past: short windows have more first transitions
             exp = replace(exp, model=replace(exp.model, T=3, smooth=30.0), train=replace(exp.train, updates=3000))
+            exp = replace(exp, seeds=tuple(range(6)))  # robots walk to the end or fall early: three say little
         return exp
     if profile == "released" and size == "laptop":
         # As many tokens, and so minutes, for each robot.
