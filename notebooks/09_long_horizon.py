@@ -179,7 +179,7 @@ markovian_lead = {panel: seen[f"{panel}, Markovian"].iloc[0] - seen[panel].iloc[
 Markdown(
     f"From one transition to {seen.index.max()}, the next state's log-density grows by {worth['observed']:.1f} nats where the whole state is "
     f"seen and by {worth['masked']:.1f} where half is hidden. After a single transition the Markovian models differ from the full ones by "
-    f"{markovian_lead['observed']:+.1f} and {markovian_lead['masked']:+.1f} nats. Both kinds were trained as many minutes, on as many tokens; of a full model's scored "
+    f"{markovian_lead['observed']:+.1f} and {markovian_lead['masked']:+.1f} nats. Both kinds read as many tokens in training; of a full model's scored "
     f"tokens one in {exp.model.T} stands after a single transition, of a Markovian one's all."
 )
 

@@ -176,8 +176,9 @@ def _table1(name: str, size: str, profile: str) -> Experiment:
     exp = offline_rl(config, name, size, profile)
     if config.quality == "expert":
         if size == "laptop":  # cloning sees no past: short windows have more first transitions
-            exp = replace(exp, model=replace(exp.model, T=3, smooth=30.0), train=replace(exp.train, updates=3000))
-            exp = replace(exp, seeds=tuple(range(6)))  # robots walk to the end or fall early: three say little
+            # Robots walk to the end or fall early, of which three rollouts say little.
+            model, train = replace(exp.model, T=3, smooth=30.0), replace(exp.train, updates=3000)
+            exp = replace(exp, model=model, train=train, seeds=tuple(range(6)))
         return exp
     if profile == "released" and size == "laptop":
         # As many tokens, and so minutes, for each robot.
@@ -230,7 +231,7 @@ def _humanoid(name: str, size: str, profile: str) -> Experiment:
         train = TrainConfig(updates, batch, **_SMALL_TRAIN)
     if markov:
         # Of its two transitions only the second is scored.  As many scored tokens an update as the full model has
-        # are twice the work: half the updates, and so as many minutes.
+        # are twice the tokens read: half the updates.
         train = replace(train, updates=train.updates // 2, batch=train.batch * model.T)
         model = replace(model, T=2)
     return Experiment(
