@@ -84,7 +84,7 @@ shown.pivot(index="setting", columns="dataset", values="cell").loc[order, list(e
 # Shares of the demonstrator's mean return, with 90% bootstrap intervals over rollouts. `MLP 2 x 256` is behaviour
 # cloning by least squares; `the expert` is the demonstrator rolled out again.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-imitation", "caption": "Every rollout as a share of the demonstrator's mean return: likelihood beams of several lengths (blue), cloning by an MLP and the expert itself (grey). The dashed lines are the paper's shares."}, "image": {"alt": "Two dot plots, one a robot, of return as a share of the demonstrator's for each method."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-imitation", "caption": "Every rollout as a share of the demonstrator's mean return: likelihood beams of several lengths (blue), cloning by an MLP and the expert itself (grey). The dashed lines are the paper's shares."}, "image": {"alt": "Dot plots, one a robot, of return as a share of the demonstrator's for each method."}}
 PAPER = {"hopper-expert": 1.04, "walker2d-expert": 1.09}
 figure, panels = plt.subplots(1, len(exps), figsize=(2 + 3 * len(exps), 3), layout="constrained", sharey=True, squeeze=False)
 panels = panels[0]
