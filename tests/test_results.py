@@ -66,6 +66,28 @@ def test_a_table_is_computed_once_for_each_key(elsewhere):
     assert results.table("t", "smoke", make, CONFIG, {"model": "a"}).equals(first)
 
 
+def test_a_table_takes_what_its_kept_parts_took(elsewhere):
+    """Once: the next one that is made of the same parts finds them there, as it does where nothing is kept."""
+    def part(seed):
+        return results.table("part", "smoke", Made([1.0]), {"seed": seed}, public=False)
+
+    def whole(name, *seeds):
+        results.table(name, "smoke", lambda: pd.concat([part(seed) for seed in seeds]), {"seeds": seeds})
+        return json.loads((elsewhere / "figures" / "smoke" / f"{name}.json").read_text())["wall_seconds"]
+
+    assert whole("fresh", 0, 1) < 50
+    records = list(results.TABLES.glob("part-*.json"))
+    assert len(records) == 2
+    for record in records:
+        about = json.loads(record.read_text())
+        record.write_text(json.dumps(about | {"wall_seconds": 100.0, "gflops_fp32": results.gflops() * 2}))
+    assert whole("measured", 0, 1) < 50  # in this process, where they were computed
+    results._parts.clear()  # another process
+    assert whole("of one", 0) == pytest.approx(200, abs=50)
+    assert whole("of both", 0, 1) == pytest.approx(200, abs=50)
+    assert whole("of both again", 1, 0) < 50
+
+
 def test_published_numbers_have_a_record_of_what_made_them(elsewhere):
     table = results.table("t", "smoke", Made([0.1, 1 / 3, 12345678.9]), CONFIG, {"model": "a"})
     csv, record = (elsewhere / "figures" / "smoke" / f"t.{ending}" for ending in ("csv", "json"))

@@ -162,6 +162,10 @@ def _write(path: Path, text: str | bytes) -> None:
             file.write(f"{path.relative_to(ROOT).as_posix()}\n")
 
 
+# Kept parts that this process has read: the seconds they took, at this machine's speed.  Of several tables that are
+# made of the same part, the first one pays for it.
+_parts: dict[Path, float] = {}
+
 VOLATILE = ("commit", "versions", "device", "threads", "gflops_fp32", "wall_seconds")
 
 
@@ -201,6 +205,8 @@ def table(
 
     config: everything that decides the numbers (profile, seeds, search); inputs: keys of the checkpoints and
     data it is computed from; stage: raise by hand when the meaning of the numbers changes.
+    The record's wall_seconds count what parts took (tables that `make` asks for, with public=False), in this run or
+    in the one that kept them: what it takes where nothing is kept.
     In mode "book" the published file is read and nothing is computed: FileNotFoundError if it is missing,
     ValueError if it was made with another config.
     """
@@ -210,16 +216,21 @@ def table(
     path = table_file(name, size, config, inputs, stage)
     if path.exists():
         print(f"{name}: loaded (key {path.stem[-16:]})")
+        if not public:
+            about = json.loads(path.with_suffix(".json").read_text())
+            _parts.setdefault(path, about["wall_seconds"] * about["gflops_fp32"] / gflops())
     else:
         print(f"{name}: computing", flush=True)
-        start = time.perf_counter()
+        start, before = time.perf_counter(), sum(_parts.values())
         made = make()
+        took = time.perf_counter() - start
+        _parts.setdefault(path, 0.0)  # a table made of this one measures it
         recipe, config = _recipe(name, config, stage)
         about = {"name": name, "size": size, "recipe": recipe, "config": config, "inputs": inputs or {}}
-        about |= provenance() | {"wall_seconds": round(time.perf_counter() - start, 1)}
+        about |= provenance() | {"wall_seconds": round(took + sum(_parts.values()) - before, 1)}
         _write(path.with_suffix(".json"), json.dumps(about, indent=1))
         _write(path, made.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
-        print(f"{name}: computed in {about['wall_seconds']:.0f} s")
+        print(f"{name}: computed in {took:.0f} s")
     if public:
         _publish(name, size, path.read_text(), json.loads(path.with_suffix(".json").read_text()))
     return pd.read_csv(path)
