@@ -177,7 +177,8 @@ def _table1(name: str, size: str, profile: str) -> Experiment:
     if config.quality == "expert":
         if size == "laptop":  # cloning sees no past: short windows have more first transitions
             # Robots walk to the end or fall early, of which three rollouts say little.
-            model, train = replace(exp.model, T=3, smooth=30.0), replace(exp.train, updates=3000)
+            model = replace(exp.model, T=3, smooth=30.0)
+            train = replace(exp.train, updates=21_600_000 // (32 * 3 * model.transition.D))
             exp = replace(exp, model=model, train=train, seeds=tuple(range(6)))
         return exp
     if profile == "released" and size == "laptop":
