@@ -159,11 +159,11 @@ order = [*NAMES, "mean"]
 plain_name = {name.removesuffix("-v2"): name for name in NAMES}
 both["dataset"] = both.dataset.replace(plain_name)
 table = both.pivot(index="dataset", columns="label", values="cell").loc[order].rename_axis(index=None, columns=None)
-nowrap = {"white-space": "nowrap"}
-table[list(mean.index[mean.source == "ours"])].style.set_properties(**nowrap)
+one_line = [{"selector": "td, .row_heading", "props": "white-space: nowrap; font-size: 80%; padding: 2px 5px"}]
+table[list(mean.index[mean.source == "ours"])].style.set_table_styles(one_line)
 
 # %% tags=["hide-input"]
-table[list(mean.index[mean.source != "ours"])].style.set_properties(**nowrap)
+table[list(mean.index[mean.source != "ours"])].style.set_table_styles(one_line)
 
 # %% [markdown]
 # ## Every rollout
@@ -297,8 +297,8 @@ shown = tried.assign(
     dataset=tried.dataset.replace({"halfcheetah": "hc", "hopper": "h", "walker2d": "w", "medium": "m", "m-replay": "mr", "m-expert": "me"}, regex=True),
 )
 settings = shown.pivot_table(index=["profile", "training", "acting"], columns="dataset", values="cell", aggfunc="last", sort=False)
-small = {"font-size": "70%", "padding": "2px 4px"}
-styled = settings.rename_axis(columns=None).style.format(na_rep="").set_properties(**nowrap, **small)
+small = {"font-size": "66%", "font-weight": "normal", "padding": "2px 2px"}
+styled = settings.rename_axis(columns=None).style.format(na_rep="").set_properties(**{"white-space": "nowrap"}, **small)
 heads = "; ".join(f"{name}: {value}" for name, value in small.items())
 styled.map_index(lambda _: f"white-space: nowrap; {heads}").map_index(lambda _: heads, axis=1)
 
