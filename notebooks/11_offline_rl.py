@@ -159,7 +159,10 @@ order = [*NAMES, "mean"]
 plain_name = {name.removesuffix("-v2"): name for name in NAMES}
 both["dataset"] = both.dataset.replace(plain_name)
 table = both.pivot(index="dataset", columns="label", values="cell").loc[order].rename_axis(index=None, columns=None)
-one_line = [{"selector": "td, .row_heading", "props": "white-space: nowrap; font-size: 80%; padding: 2px 5px"}]
+one_line = [
+    {"selector": "th, td", "props": "font-size: 76%; padding: 2px 3px"},
+    {"selector": "td, .row_heading", "props": "white-space: nowrap"},
+]
 table[list(mean.index[mean.source == "ours"])].style.set_table_styles(one_line)
 
 # %% tags=["hide-input"]
