@@ -273,6 +273,29 @@ def test_sampled_plans_are_what_the_table_says(seed, horizon, cdf, transition):
         assert found.value[e, b].item() == pytest.approx(worth(r, R, plan))
 
 
+def test_chains_take_dimensions_independently():
+    """Second dimensions depend on the first ones so that the likeliest pair of states is not the pair of the likeliest
+    dimensions, and that both dimensions of a drawn action are alike: with chains the pairs are a product."""
+    transition = Transition(2, 2)
+
+    def row(history):
+        dim, last = (len(history) + 2) % transition.D, (0, *history)[-1]
+        p = {0: (0.4, 0.6), 1: ((1.0, 0.0), (0.4, 0.6))[last], 2: (0.5, 0.5), 3: ((0.9, 0.1), (0.1, 0.9))[last]}
+        return torch.tensor(p.get(dim, (0.5, 0.5)), dtype=torch.float64).log()
+
+    starts, found = [()] * 50, {}
+    for chains in (0, 200):
+        plan = Plan(2, plans=8, candidates=2, proposal="sample", cdf=0.0, chains=chains)
+        found[chains] = maximise(row, starts, tiny_tokenizer(transition, 2), plan).bins.flatten(0, 1)
+    action, state = slice(0, 2), slice(4, 6)
+    assert (found[0][:, state] == torch.tensor([1, 1])).all()  # 0.6 * 0.6 against 0.4
+    assert (found[200][:, state] == torch.tensor([1, 0])).all()  # 0.6 against 0.4, 0.4 + 0.6 * 0.4 against 0.36
+    for chains, alike in ((0, 0.9), (200, 0.5)):
+        pairs = found[chains][:, action]
+        assert (pairs[:, 0] == pairs[:, 1]).double().mean().item() == pytest.approx(alike, abs=0.1)
+        assert pairs.double().mean(0).tolist() == pytest.approx([0.5, 0.5], abs=0.1)
+
+
 def test_reward_to_go_stands_in_a_plan_as_its_expected_bin():
     bins = tiny_tokenizer()
     found = maximise(random_row(0, 5), [(0,), (1,)], bins, Plan(3, 4, 4))
@@ -327,6 +350,7 @@ def test_without_reward_to_go_a_value_is_the_rewards_alone(include_current, prop
     ({"proposal": "greedy"}, "'greedy'; expected 'beam' or 'sample'"),
     ({"horizon": 0}, "horizon=0.*at least 1"), ({"plans": 0}, "plans=0.*at least 1"),
     ({"candidates": -1}, "candidates=-1.*at least 1"),
+    ({"chains": -1}, "chains=-1 with.*expected 0"), ({"chains": 2}, "chains=2 with proposal 'beam'.*'sample'"),
 ])
 def test_bad_plans_are_refused(options, match):
     with pytest.raises(ValueError, match=match):

@@ -278,6 +278,7 @@ def ablations_runs(size: str) -> list[Run]:
         "noise in R, 0.25 of its deviation": {"noise": 0.25},
         "noise in R, 1 of its deviation": {"noise": 1.0},
         "r and R drawn": {"lucky": True},
+        "independent dimensions": {"chains": 8},
         "every action allowed": {"cdf": 0.0},
         **({} if plan.cdf == 0.6 else {"the authors' filter": {"cdf": 0.6}}),
         "horizon 1": {"horizon": 1},

@@ -118,9 +118,10 @@ class Plan:
 
     plans B, candidates K each, horizon h in transitions.  proposal "beam": each plan's Algorithm 1 of width
     K over the next state and action (v1); "sample": the likeliest state, then K actions sampled after `cdf`
-    (released).  use_reward_to_go=False adds up rewards alone.  Two ablations: lucky=True draws r and R instead of
+    (released).  use_reward_to_go=False adds up rewards alone.  Three ablations: lucky=True draws r and R instead of
     reading their expectations; noise is the deviation of a Gaussian added to every R that is read, as a share of the
-    deviation of R's bin centres.
+    deviation of R's bin centres; chains > 0 takes the dimensions of a state, and those of an action, independently of
+    each other ("sample" alone), from marginals that this many sampled sequences estimate.
     """
 
     horizon: int
@@ -133,10 +134,15 @@ class Plan:
     use_reward_to_go: bool = True
     lucky: bool = results.added(False)
     noise: float = results.added(0.0)
+    chains: int = results.added(0)
 
     def __post_init__(self):
         if self.proposal not in ("beam", "sample"):
             raise ValueError(f"proposal {self.proposal!r}; expected 'beam' or 'sample'")
+        if self.chains < 0 or (self.chains and self.proposal != "sample"):
+            raise ValueError(
+                f"chains={self.chains} with proposal {self.proposal!r}; expected 0, or more with proposal 'sample'"
+            )
         if min(self.horizon, self.plans, self.candidates) < 1:
             raise ValueError(f"{self}: horizon, plans and candidates must be at least 1")
 
@@ -157,13 +163,26 @@ def propose(advance: Advance, log_p: Tensor, tokens: tuple[int, int], width: int
     G, device = log_p.shape[0], log_p.device
     if plan.proposal == "beam":
         return beam_search(advance, log_p, state + action, width)
-    start = torch.zeros(G, 1, dtype=torch.long, device=device)
-    branch = start.expand(G, width)
+
+    def extend(log_p: Tensor, length: int, width: int, pick: Callable[[Tensor], Tensor]) -> Beams:
+        def apart(log_p: Tensor) -> Tensor:
+            """Chains are drawn as ever; `pick` chooses the others' tokens from the mean of their distributions."""
+            chains = log_p[:, width:]
+            marginal = chains.logsumexp(1, keepdim=True).expand(-1, width, -1)
+            return torch.cat([pick(marginal), sample(chains, rng)], 1)
+
+        start = torch.zeros(G, width + plan.chains, dtype=torch.long, device=device)
+        found = grow(advance, log_p, start, length, apart if plan.chains else pick)
+        return Beams(*(x[:, :width] for x in found))
+
+    def draw(log_p: Tensor) -> Tensor:
+        return sample(log_p, rng, cdf=plan.cdf)
+
     if not state:
-        return grow(advance, log_p, branch, action, lambda p: sample(p, rng, cdf=plan.cdf))
-    states = grow(advance, log_p, start, state, lambda p: p.argmax(-1))
+        return extend(log_p, action, width, draw)
+    states = extend(log_p, state, 1, lambda log_p: log_p.argmax(-1))
     log_p = advance(states.bins[..., -1], states.parents)
-    actions = grow(advance, log_p, branch, action, lambda p: sample(p, rng, cdf=plan.cdf))
+    actions = extend(log_p, action, width, draw)
     bins = torch.cat([states.bins.expand(-1, width, -1), actions.bins], -1)
     return Beams(bins, states.log_p + actions.log_p, actions.parents)
 
