@@ -53,11 +53,12 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 	@echo "SIZE=$(SIZE) (smoke, laptop, paper), MODE=$(MODE) (all, scratch, book); more at the top of the Makefile"
 
-all: estimate data pages html ## data, every page, and the book: computes only what is missing
+# The sweep keeps every core busy with rollouts (and training) that the pages would wait for one after the other.
+all: estimate data sweep pages html ## data, rollouts, every page, and the book: computes only what is missing
 
 scratch: ## the same, training every model anew
 scratch: override MODE = scratch
-scratch: estimate data pages html
+scratch: estimate data sweep pages html
 
 book: ## the pages from results that are already there, as HTML: notebooks/_build/html/index.html
 book: override MODE = book
@@ -100,7 +101,7 @@ fig3: attention ## figure 3 of the paper
 fig4: offline ## figure 4 of the paper, and its table 1
 
 # Where Ray is wanted it is installed first.
-sweep: $(STAMP)$(if $(filter ray,$(EXECUTOR)),-cluster) ## table 1, imitation, ablations as jobs: make SIZE=paper EXECUTOR=ray sweep
+sweep: $(STAMP)$(if $(filter ray,$(EXECUTOR)),-cluster) ## table 1, imitation, ablations as jobs, also a part of all: make SIZE=paper EXECUTOR=ray sweep
 	$(BIN)/python tools/sweep.py --size $(SIZE) --executor $(EXECUTOR) $(if $(filter scratch,$(MODE)),--mode scratch) $(ARGS)
 
 table1: $(STAMP) ## table 1 of what is finished, and what is missing

@@ -122,7 +122,7 @@ plt.show()
 # | `make book` | this book from results that are already there |
 # | `make SIZE=smoke all` | every cell in a few minutes, with results that mean nothing |
 # | `make lab` | the pages in Jupyter |
-# | `make sweep` | Table 1, imitation and ablations as jobs, here or on a cluster; `make table1`: what is finished |
+# | `make sweep` | a part of `make all`: Table 1, imitation and ablations as jobs, here or on a cluster; `make table1`: what is finished |
 # | `make bench` | how fast this machine plans and trains, for the speed page |
 #
 # `make all` and `make scratch` print an estimate for your machine before they begin. The shipped models were

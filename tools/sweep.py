@@ -10,6 +10,7 @@ import os
 import sys
 
 import pandas as pd
+import torch
 
 from ttlib import executors, results, sweep
 
@@ -35,7 +36,9 @@ def main() -> int:
     parser.add_argument("--size", choices=results.SIZES, default="laptop")
     parser.add_argument("--mode", choices=("all", "scratch"), default="all", help="scratch: no shipped models")
     parser.add_argument("--executor", choices=("inline", "processes", "ray"), default="processes")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes: how many; default: %(default)s")
+    # Processes would share one GPU, and its memory.
+    workers = 1 if torch.cuda.is_available() else torch.get_num_threads()
+    parser.add_argument("--workers", type=int, default=workers, help="processes: how many; default: %(default)s")
     parser.add_argument("--cpus", type=float, default=1.0, help="ray: of a job; default: 1")
     parser.add_argument("--gpus", type=float, default=0.0, help="ray: of a job with models, such as 0.25; default: 0")
     parser.add_argument("--patience", type=float, default=60.0, help="ray: seconds that its head has to answer")
