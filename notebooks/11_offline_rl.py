@@ -273,9 +273,10 @@ plt.show()
 # - Training: smooth initial embeddings ([page 02](02_model_and_training.py)) and longer windows put planning far above what
 #   the models without them reached. Reading 0.9 million transitions instead of 0.6 moved two datasets of two policies
 #   (halfcheetah-medium-expert 43 to 74, hopper-medium-expert 65 to 90); on the four others that were tried the mean went
-#   from 58 to 50, which is within the noise. A hopper's transition has 16 tokens where the others' have 25: reading as many
+#   from 58 to 52, which is within the noise. A hopper's transition has 16 tokens where the others' have 25: reading as many
 #   tokens as they do, 1.4 million transitions, its models have 72 on hopper-medium (61 before) and stand where they
-#   were on the two others.
+#   were on the two others. There it ends: half as many tokens again brought walker2d-medium-expert from 58 to 76, which
+#   may be chance, and nothing on three other datasets.
 # - Bins alone hardly part the profiles. Trained as `released` is, half as long, `v1`'s uniform bins have 27 on
 #   walker2d-medium-expert and 55 on hopper-medium-expert by their own search, 54 and 47 by that of `released`, whose bins
 #   had 70 and 65 by then. A past again does `v1`'s search no good.
