@@ -112,8 +112,8 @@ plt.show()
 #
 # An expert of this kind acts with noise, and the likeliest of a hundred bins is the top of a broad hill: a model that
 # is a little wrong about the hill's shape is far off about its top. Is a likeliest bin then any good? Take the
-# expert's own density, which its network states in closed form, over the same bins: its likeliest bins walk better
-# than the expert does. So the density has to be learnt well, and a few hundredths of a nat decide whether a robot
+# expert's own density, which its network states in closed form, over the same bins: its likeliest bins act as well as
+# the expert, or better. So the density has to be learnt well, and a few hundredths of a nat decide whether a robot
 # falls. `nats` are of held-out actions, a token; shares are on rollout seeds that no result uses.
 
 # %% tags=["hide-input"]
@@ -124,8 +124,7 @@ tried[["dataset", "imitator", "nats", "acting", "share"]].style.hide(axis="index
 
 # %% [markdown]
 # Mean ± standard error over rollouts, in brackets how many.
-
-# %% [markdown]
+#
 # ## What we saw
 
 # %% tags=["hide-input"]
