@@ -177,22 +177,24 @@ def _table1(name: str, size: str, profile: str) -> Experiment:
     if config.quality == "expert":
         if size == "laptop":  # cloning sees no past: short windows have more first transitions
             # Robots walk to the end or fall early, of which three rollouts say little.
-            model = replace(exp.model, T=3, smooth=30.0)
-            train = replace(exp.train, updates=21_600_000 // (32 * 3 * model.transition.D))
-            exp = replace(exp, model=model, train=train, seeds=tuple(range(6)))
+            exp = replace(_smooth(exp, T=3, batch=32), seeds=tuple(range(6)))
         return exp
     if profile == "released" and size == "laptop":
-        # As many tokens, and so minutes, for each robot.
-        updates = 21_600_000 // (24 * 6 * exp.model.transition.D)
-        model, train = replace(exp.model, T=6, smooth=30.0), replace(exp.train, updates=updates, batch=24)
         # The released code drops bins that together hold less than 0.6. Medium-expert data need some filter, the
         # mixed data none: half of theirs serves both (data/tried_offline.csv).
-        exp = replace(exp, model=model, train=train, plan=replace(exp.plan, cdf=0.3))
+        exp = replace(_smooth(exp, T=6, batch=24), plan=replace(exp.plan, cdf=0.3))
     # Without a past the model cannot tell which of the data's policies it continues, and believes in actions that pay
     # where another one was; the authors' code plans with five transitions. v1's small models act no better with one
     # (data/tried_offline.csv).
     past = 5 if size == "paper" else 3 if profile == "released" else 0
     return replace(exp, past=past)
+
+
+def _smooth(exp: Experiment, T: int, batch: int) -> Experiment:
+    """With smooth embeddings and windows of T, trained on as many tokens, and so minutes, for each robot."""
+    model = replace(exp.model, T=T, smooth=30.0)
+    updates = 21_600_000 // (batch * model.max_tokens)
+    return replace(exp, model=model, train=replace(exp.train, updates=updates, batch=batch))
 
 
 def _bins(name: str, size: str, profile: str) -> Experiment:
