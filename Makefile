@@ -54,7 +54,7 @@ help: ## this list
 	@echo "SIZE=$(SIZE) (smoke, laptop, paper), MODE=$(MODE) (all, scratch, book); more at the top of the Makefile"
 
 # The sweep keeps every core busy with rollouts (and training) that the pages would wait for one after the other.
-all: estimate data sweep pages html ## data, rollouts, every page, and the book: computes only what is missing
+all: estimate data $(if $(filter-out book,$(MODE)),sweep) pages html ## data, rollouts, every page, and the book: computes only what is missing
 
 scratch: ## the same, training every model anew
 scratch: override MODE = scratch
@@ -102,7 +102,7 @@ fig4: offline ## figure 4 of the paper, and its table 1
 
 # Where Ray is wanted it is installed first.
 sweep: $(STAMP)$(if $(filter ray,$(EXECUTOR)),-cluster) ## table 1, imitation, ablations as jobs, also a part of all: make SIZE=paper EXECUTOR=ray sweep
-	$(BIN)/python tools/sweep.py --size $(SIZE) --executor $(EXECUTOR) $(if $(filter scratch,$(MODE)),--mode scratch) $(ARGS)
+	$(BIN)/python tools/sweep.py --size $(SIZE) --executor $(EXECUTOR) $(if $(filter scratch,$(MODE)),--mode scratch) $(if $(filter sweep,$(MAKECMDGOALS)),$(ARGS))
 
 table1: $(STAMP) ## table 1 of what is finished, and what is missing
 	$(BIN)/python tools/commands.py table1 --size $(SIZE)
