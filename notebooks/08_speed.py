@@ -79,10 +79,11 @@ rates.style.format("{:.0f} GFLOP/s", na_rep="")
 
 
 # %% tags=["hide-input"]
-def shown(table: pd.DataFrame, by: list[str], columns: dict[str, str]) -> pd.DataFrame:
-    """Chosen columns under their printed names, numbers with three digits."""
+def shown(table: pd.DataFrame, by: list[str], columns: dict[str, str]):
+    """Chosen columns under their printed names, numbers with three digits, in type that lets all of them fit."""
     rows = table.set_index(by)[[c for c in columns if c in table and table[c].notna().any()]].rename(columns=columns)
-    return rows.map(lambda x: f"{x:.3g}" if isinstance(x, float) and x == x else "" if x != x else x)
+    cells = rows.map(lambda x: f"{x:.3g}" if isinstance(x, float) and x == x else "" if x != x else x)
+    return cells.style.set_table_styles([{"selector": "th, td", "props": "font-size: 66%; padding: 2px 2px"}])
 
 
 timed = planning[planning.setting != "uncached"].assign(floor=planning.gflop_per_decision / planning.gflops_ceiling)
