@@ -84,7 +84,7 @@ def slow_rollout(model, tokenizer, start, steps, kept, rng, hidden):
                 new = tokenizer.bins(torch.from_numpy(start), transition.state)[:, dim]
             else:
                 p = uncached(model, shown, kept).softmax(-1)
-                new = p.multinomial(1, generator=rng)[:, 0]
+                new = (p.cumsum(-1) <= torch.rand(len(p), 1, generator=rng)).sum(-1)  # the first bin that u is below
                 laws.append((t, dim, p.mean(0)))
             true.append((t, dim, new))
             fed = new + bins * dim

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import unittest.mock
 from dataclasses import replace
 
 import numpy as np
@@ -86,6 +87,18 @@ def test_samples_come_from_the_callers_generator_alone():
     state = torch.get_rng_state()
     a, b, c = (search.sample(log_p, rng(seed)) for seed in (3, 3, 4))
     assert (a == b).all() and (a != c).any() and (torch.get_rng_state() == state).all()
+
+
+@given(seeds, st.integers(1, 6))
+def test_bins_without_mass_are_not_drawn_at_either_end_of_the_uniform_numbers(seed, kept):
+    log_p, generator = torch.randn(1, 6, generator=rng(seed)), rng(seed)
+    possible = torch.randperm(6, generator=generator)[:kept].sort().values
+    log_p = torch.full_like(log_p, -torch.inf).index_copy(1, possible, log_p[:, possible])
+    drawn = []
+    for u in (0.0, 1 - 2**-24):  # all that torch.rand gives lies between
+        with unittest.mock.patch("torch.rand", lambda *size, u=u, **options: torch.full(*size, u)):
+            drawn.append(search.sample(log_p, generator).item())
+    assert drawn == [possible[0], possible[-1]]
 
 
 def test_a_low_temperature_takes_the_likeliest():
