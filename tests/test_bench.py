@@ -10,7 +10,7 @@ import torch
 from conftest import WORLD, random_ids, tiny_model, tiny_tokenizer
 from torch.utils.flop_counter import FlopCounterMode
 
-from ttlib import control, results, search
+from ttlib import control, experiments, results, search
 from ttlib.search import Plan
 
 bench = runpy.run_path(str(Path(__file__).resolve().parent.parent / "tools" / "bench.py"))
@@ -44,6 +44,16 @@ def test_operations_of_a_plan_are_those_of_its_matrices_and_attention():
     attention = sum(n for kind, n in operations.items() if kind != torch.ops.aten.addmm)
     counted = bench["count_operations"](model, plan)
     assert matrices < counted < matrices + attention  # masked slots are work that nobody needs
+
+
+def test_operations_of_random_shooting_are_those_of_one_member_for_each_sequence():
+    job = bench["Planning"]("hopper", "ensemble", plans=3, horizon=2, environments=2)
+    needed, work = bench["shooting_through"](job)
+    with FlopCounterMode(display=False) as counter:
+        work()
+    counted = counter.get_flop_counts()["Global"]
+    members = experiments.SHOOTING.members
+    assert needed == counted[torch.ops.aten.baddbmm] / members + counted[torch.ops.aten.addmm]
 
 
 @pytest.mark.parametrize("proposal", ["beam", "sample"])

@@ -28,7 +28,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ttlib import control, experiments, results, search, stages, tokenizer, train
+from ttlib import cloning, control, experiments, results, search, shooting, stages, tokenizer, train
+from ttlib.ensemble import Ensemble
 from ttlib.model import GPT, ModelConfig
 
 WINDOW, PAST = 20, 5  # transitions
@@ -39,7 +40,11 @@ MODELS = {  # O: the authors' code; P: the paper; S: for size smoke
     "S": dict(n_layer=1, n_head=2, d_model=16),
 }
 SEARCHES = {"fast": (32, 5), "default": (128, 15)}  # plans, horizon; two candidates each
-CODE = ("tools/bench.py", *(f"ttlib/{name}.py" for name in ("model", "search", "control", "train", "tokenizer")))
+TIMED = ("model", "search", "control", "train", "tokenizer", "ensemble", "shooting")
+CODE = ("tools/bench.py", *(f"ttlib/{name}.py" for name in TIMED))
+
+REAL_TIME_PAST = 3  # transitions, as Table 1's released planner has: a short decision mostly reads its context
+ENSEMBLE = "ensemble"  # of single-step models, for random shooting with as many transitions as the fast search
 
 
 @dataclass(frozen=True)
@@ -160,12 +165,32 @@ def deciding(job: Planning) -> tuple[GPT, Callable[[], object]]:
     return model, torch.inference_mode()(lambda: choose(reader(model, fitted, ids)))
 
 
+def shooting_through(job: Planning) -> tuple[float, Callable[[], object]]:
+    """Random shooting through Table 1's ensemble: operations it cannot do without, and one batch of decisions.
+
+    A sequence goes through the matrices of one member at every step, and through those of V(s) at the end.
+    """
+    transition, plan, rng = TASKS[job.task], job.plan, np.random.default_rng(0)
+    made = Ensemble(transition.N, transition.M, experiments.SHOOTING)
+    value = cloning.MLP(torch.randn(1000, transition.N), 1, bounded=False)
+    high = np.ones(transition.M)
+    agent = shooting.RandomShooting(made, value, plan, -high, high, seed=0)
+    states = rng.standard_normal((job.environments, transition.N))
+    member = sum(weight[0].numel() for weight in made.weights)
+    last = sum(weight.numel() for weight in value.parameters() if weight.ndim == 2)
+    sequences = job.environments * plan.plans * plan.candidates
+    return 2.0 * sequences * (plan.horizon * member + last), torch.inference_mode()(lambda: agent.act(states))
+
+
 def measure(job: Planning | Training, budget: float = 1.5) -> dict:
     torch.set_num_threads(job.threads)
     types = {"gflops_ceiling": getattr(torch, job.dtype), "gflops_fp32": torch.float32}
     row = {name: ceiling(dtype, job.threads, budget) for name, dtype in types.items()}
-    model, work = deciding(job) if isinstance(job, Planning) else updating(job)
-    operations = count_operations(model, work)
+    if job.model == ENSEMBLE:
+        operations, work = shooting_through(job)
+    else:
+        model, work = deciding(job) if isinstance(job, Planning) else updating(job)
+        operations = count_operations(model, work)
     took = seconds(work, job.threads, budget)
     if isinstance(job, Planning):
         row["seconds_per_decision"] = took / job.environments
@@ -279,6 +304,7 @@ def rows(size: str, whole: bool) -> dict[str, list]:
                     training += [Training(task, model, where, dtype, t) for where in ("block", "everywhere")]
     model = models[0]
     planning.append(Planning("hopper", model, setting="uncached"))
+    planning += [Planning(task, ENSEMBLE, setting="random shooting") for task in TASKS]
     if size == "smoke":
         planning = [replace(job, plans=2, horizon=2) for job in planning]
         training = [replace(job, batch=2) for job in training]
@@ -289,7 +315,7 @@ def rows(size: str, whole: bool) -> dict[str, list]:
     scaling += [replace(base, axis="past", past=n) for n in (1, 2, 5, 10, 15)[:small]]
     scaling += [replace(base, axis="environments", environments=n) for n in (1, 2, 4, 8, 16, 32)[:small]]
     for task, dtype, horizon in itertools.product(TASKS, dtypes(size), (1, 2, 3, 5)[:small]):
-        timed = replace(base, task=task, dtype=dtype, horizon=horizon, axis="real time")
+        timed = replace(base, task=task, dtype=dtype, horizon=horizon, past=REAL_TIME_PAST, axis="real time")
         scaling += [replace(timed, plans=plans) for plans in (1, 4, 16, 64)[:small]]
     return {"planning": planning, "training": training, "scaling": scaling}
 
