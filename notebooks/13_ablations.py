@@ -34,8 +34,8 @@ from ttlib import draw, offline, results
 # ## One change at a time
 #
 # All rollouts are of the profile `released`. The search is changed on hopper-medium-replay, with one model; the bins are
-# changed on halfcheetah-medium-expert, with a model trained for each kind (at laptop size these models are not shipped
-# and their rows are left out). Rollout seeds are the same for all rows of a dataset.
+# changed on halfcheetah-medium-expert, with a model trained for each kind. Rollout seeds are the same for all rows of a
+# dataset.
 #
 # | change | what it asks |
 # |---|---|

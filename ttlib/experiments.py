@@ -350,11 +350,6 @@ def experts(size: str) -> tuple[str, ...]:
     return EXPERTS if size != "smoke" else EXPERTS[:2]
 
 
-def bins(size: str) -> tuple[str, ...]:
-    """The ablation of bins.  Not at laptop size: its models are not shipped, and take twenty minutes to train."""
-    return BINS if size != "laptop" else ()
-
-
 def datasets(size: str) -> list[DataConfig]:
     """What `make data` makes: all that are regenerated, four rooms and the pendulum."""
     others = [get(name, size).data for name in ("four-rooms", "four-rooms-held-out", "pendulum")]
@@ -377,7 +372,7 @@ def needed(size: str) -> list[Experiment]:
     rooms = [get(name, size) for name in _EXPERIMENTS if name.startswith("four-rooms")]
     planned = [e for profile in PROFILES[::-1] for name in table1(size) for e in models(get(name, size, profile))]
     imitators = [e for name in experts(size) for e in models(get(name, size))]
-    imitators += [get(name, size, "released") for name in bins(size)]
+    imitators += [get(name, size, "released") for name in BINS]
     humanoids = [get(name, size) for name in _EXPERIMENTS if name.startswith("humanoid")]
     seeds = long_horizon(size, "observed").seeds
     humanoids = [replace(exp, train=replace(exp.train, seed=seed)) for seed in seeds for exp in humanoids]

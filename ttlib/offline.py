@@ -269,7 +269,7 @@ def imitation(size: str) -> pd.DataFrame:
 
 def ablations_runs(size: str) -> list[Run]:
     """One change at a time to the released profile; of the search on hopper, of the bins on
-    halfcheetah's medium-expert data, where the paper suspects coarse ones (not at laptop size)."""
+    halfcheetah's medium-expert data, where the paper suspects coarse ones."""
     exp = experiments.get("hopper-medium-replay", size, "released")
     exp, plan = replace(exp, seeds=tuple(range(2 if size == "smoke" else 5))), exp.plan
     changes = {
@@ -289,9 +289,8 @@ def ablations_runs(size: str) -> list[Run]:
     blind = replace(exp, past=0)  # which leaves the whole window for a plan
     longest = replace(blind, plan=replace(plan, horizon=exp.model.T))
     runs += [planning(blind, "no past"), planning(longest, f"no past, horizon {exp.model.T}")]
-    if experiments.bins(size):
-        runs.append(planning(experiments.get("halfcheetah-medium-expert", size, "released"), "main"))
-    for name in experiments.bins(size):
+    runs.append(planning(experiments.get("halfcheetah-medium-expert", size, "released"), "main"))
+    for name in experiments.BINS:
         runs.append(planning(experiments.get(name, size, "released"), " ".join(name.split("-")[-2:])))
     return runs
 
