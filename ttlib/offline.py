@@ -289,7 +289,8 @@ def ablations_runs(size: str) -> list[Run]:
     blind = replace(exp, past=0)  # which leaves the whole window for a plan
     longest = replace(blind, plan=replace(plan, horizon=exp.model.T))
     runs += [planning(blind, "no past"), planning(longest, f"no past, horizon {exp.model.T}")]
-    runs.append(planning(experiments.get("halfcheetah-medium-expert", size, "released"), "main"))
+    v1, released = (experiments.get("halfcheetah-medium-expert", size, profile) for profile in PROFILES)
+    runs.append(planning(released, "main", scorer=v1))  # with which these are rollouts of Table 1
     for name in experiments.BINS:
         runs.append(planning(experiments.get(name, size, "released"), " ".join(name.split("-")[-2:])))
     return runs
