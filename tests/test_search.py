@@ -139,6 +139,14 @@ def test_the_likeliest_bin_stays_even_if_it_holds_less_than_cdf():
     assert (left.sum(1) == 1).all()
 
 
+def test_filters_hand_gradients_on():
+    logits = torch.randn(4, 7, generator=rng(), requires_grad=True)
+    kept = search.filtered(logits, cdf=0.5)
+    (gradient,) = torch.autograd.grad(kept[kept.isfinite()].sum(), logits)
+    n = kept.isfinite().sum(1, keepdim=True)  # d log p_i / d logit_j = [i = j] - p_j
+    assert torch.allclose(gradient, kept.isfinite().float() - n * logits.softmax(1), atol=1e-6)
+
+
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"top_k": 0}, {"cdf": 1.0}, {"cdf": -0.1}])
 def test_impossible_filters_are_refused(options):
     (name, value), = options.items()

@@ -52,7 +52,7 @@ def filtered(log_p: Tensor, temperature: float = 1.0, top_k: int | None = None, 
 
 def _ascending(x: Tensor) -> Tensor:
     """The last axis sorted.  On a CPU by numpy, whose vector instructions take a twentieth of torch's time."""
-    return x.sort(-1).values if x.device.type != "cpu" else torch.from_numpy(np.sort(x.numpy(), axis=-1))
+    return x.sort(-1).values if x.device.type != "cpu" else torch.from_numpy(np.sort(x.detach().numpy(), axis=-1))
 
 
 def sample(log_p: Tensor, rng: torch.Generator, **options) -> Tensor:
