@@ -273,14 +273,14 @@ plt.show()
 # - Training: smooth initial embeddings ([page 02](02_model_and_training.py)) and longer windows put planning far above what
 #   the models without them reached. Reading 0.9 million transitions instead of 0.6 moved two datasets of two policies
 #   (halfcheetah-medium-expert 43 to 65, hopper-medium-expert 65 to 90); on the four others that were tried the mean went
-#   from 57 to 52, which is within the noise. A hopper's transition has 16 tokens where the others' have 25: reading as many
+#   from 57 to 51, which is within the noise. A hopper's transition has 16 tokens where the others' have 25: reading as many
 #   tokens as they do, 1.4 million transitions, its models have 68 on hopper-medium (61 before) and no more than
 #   before on the two others. There it ends: half as many tokens again brought walker2d-medium-expert from 62 to 76, which
 #   may be chance, and nothing on three other datasets.
 # - Choice matters, looking far less. Plans of horizon 2, of which 16 instead of 8 are kept, begin with 32 drawn actions
 #   instead of 16 and cost no more than the table's: with them the value lifts hopper-medium-expert's robot into the
-#   expert's gait more often. Of the six datasets that were tried five gain and walker2d-medium-replay loses, 4 ± 3 points in
-#   the mean of all six. The same choice at horizon 3 lets the walker fall. What narrows
+#   expert's gait more often. Each of the six datasets that were tried with both gains, 8 ± 3 points in
+#   their mean. The same choice at horizon 3 lets the walker fall. What narrows
 #   it instead does not help: the authors' filter, or draws from the middle 40% of each dimension's distribution.
 # - Bins alone hardly part the profiles. Trained as `released` is, half as long, `v1`'s uniform bins have 27 on
 #   walker2d-medium-expert and 55 on hopper-medium-expert by their own search, 54 and 47 by that of `released`, whose bins
