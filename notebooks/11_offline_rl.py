@@ -28,7 +28,7 @@ source = "regenerated"
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 
 from ttlib import draw, envs, experiments, offline, results, stages
 from ttlib.data import reward_to_go
@@ -286,10 +286,10 @@ plt.show()
 #   walker2d-medium-expert and 55 on hopper-medium-expert by their own search, 54 and 47 by that of `released`, whose bins
 #   had 67 and 65 by then. A past again does `v1`'s search no good.
 #
-# In the table, hc, h and w are the three robots, m, mr and me the data (medium, medium-replay, medium-expert). T is the
+# In the tables, hc, h and w are the three robots, m, mr and me the data (medium, medium-replay, medium-expert). T is the
 # window, beside the number of transitions that training read, h the horizon, and past the number of transitions seen
 # before the current state; `8 x 2` are plans kept and candidates each, of drawn actions or, where it says so, of a beam
-# search. `mean over steps` values a plan by the mean of its values after each of its transitions.
+# search. `over steps` values a plan by the mean of its values after each of its transitions.
 #
 # `v1` proposes by beam search. Of a hundred narrow bins its likeliest sequences are near copies of one action, so there is
 # little to choose from; drawn actions vary as much as the data's policies do.
@@ -303,15 +303,17 @@ seen = tried.training.str.extract(r"([0-9.]+)M tokens")[0].astype(float) / tried
 shown = tried.assign(
     cell=[f"{s:.0f} ({n})" for s, n in zip(tried.score, tried.n)],
     training=tried.training.str.replace(r", [0-9.]+M tokens", "", regex=True).str.replace("windows of", "T =") + seen.map(", {:.1f}M".format),
-    acting=tried.acting.str.replace("sample, horizon ", "h = ").str.replace("beam, horizon ", "beam, h = ").str.replace("likelihood beam of", "likeliest of")
+    acting=tried.acting.str.replace("sample, horizon ", "h = ").str.replace("beam, horizon ", "beam, h = ").str.replace("likelihood beam of", "likeliest of").str.replace("mean over steps", "over steps")
     + [f", past {past}" * (past > 0) for past in tried.past],
     dataset=tried.dataset.replace({"halfcheetah": "hc", "hopper": "h", "walker2d": "w", "medium": "m", "m-replay": "mr", "m-expert": "me"}, regex=True),
 )
 settings = shown.pivot(index=["profile", "training", "acting"], columns="dataset", values="cell")
 small = {"font-size": "66%", "font-weight": "normal", "padding": "2px 2px"}
-styled = settings.rename_axis(columns=None).style.format(na_rep="").set_properties(**{"white-space": "nowrap"}, **small)
 heads = "; ".join(f"{name}: {value}" for name, value in small.items())
-styled.map_index(lambda _: f"white-space: nowrap; {heads}").map_index(lambda _: heads, axis=1)
+for profile in reversed(experiments.PROFILES):
+    part = settings.loc[profile].dropna(axis=1, how="all").rename_axis(columns=None)
+    styled = part.style.format(na_rep="").set_caption(profile).set_properties(**{"white-space": "nowrap"}, **small)
+    display(styled.map_index(lambda _: f"white-space: nowrap; {heads}").map_index(lambda _: heads, axis=1))
 
 # %% [markdown]
 # ## What we saw
