@@ -277,11 +277,11 @@ plt.show()
 #   tokens as they do, 1.4 million transitions, its models have 68 on hopper-medium (61 before) and no more than
 #   before on the two others. There it ends: half as many tokens again brought walker2d-medium-expert from 62 to 76, which
 #   may be chance, and nothing on three other datasets.
-# - Choice matters, looking far less. Plans of horizon 2, of which 16 instead of 8 are kept, begin with 32 drawn actions
-#   instead of 16 and cost no more than the table's: with them the value lifts hopper-medium-expert's robot into the
-#   expert's gait more often. Each of the six datasets that were tried with both gains, 8 ± 3 points in their mean. As many
-#   plans of horizon 3 let the walker fall. Narrower draws do not help: neither the authors' filter, nor the middle 40% of
-#   each dimension's distribution.
+# - Choice matters, looking far less. Plans of horizon 2, of which 16 are kept, begin with 32 drawn actions; plans of
+#   horizon 3, of which 8 are kept, with 16, and cost as much. With the former, the table's, the value lifts
+#   hopper-medium-expert's robot into the expert's gait more often. Each of the six datasets that were tried with both
+#   gains, 8 ± 3 points in their mean. As many plans of horizon 3 let the walker fall. Narrower draws do not help:
+#   neither the authors' filter, nor the middle 40% of each dimension's distribution.
 # - Bins alone hardly part the profiles. Trained as `released` is, half as long, `v1`'s uniform bins have 27 on
 #   walker2d-medium-expert and 55 on hopper-medium-expert by their own search, 54 and 47 by that of `released`, whose bins
 #   had 67 and 65 by then. A past again does `v1`'s search no good.
