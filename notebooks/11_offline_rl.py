@@ -340,7 +340,7 @@ elsewhere = again.set_index("dataset").score
 here = cells.reindex([(name, label("tto", "released")) for name in elsewhere.index]).to_numpy()
 luck = (
     f"On the seeds that settings were chosen with, the same planner has {elsewhere.mean():.1f} in the mean of "
-    f"{', '.join(elsewhere.index)}, where the table has {here.mean():.1f}: three rollouts of each dataset are few. "
+    f"{', '.join(elsewhere.index)}, where the table has {here.mean():.1f}: {len(e.seeds)} rollouts of each dataset are few. "
     if size == "laptop" and not official and len(elsewhere) else ""
 )
 paper = mean.loc["the paper (TTO)", "mean"]
