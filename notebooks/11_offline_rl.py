@@ -230,7 +230,7 @@ plt.show()
 #
 # On medium-expert data the value of the best plan tells which of the two policies the model takes itself to be. Where the
 # robot starts both policies start too, and hoppers do alike for a while; halfcheetahs and walkers differ from the first
-# actions on, and the search picks the expert's, so that values follow the expert's. They leave them once states come up
+# actions on, and the search picks the expert's, so that values follow the expert's. They leave them where states come up
 # that only the medium policy knows. Then they are the medium policy's, and seldom come back: in the data no episode
 # changes its policy, so that no likely action is the expert's.
 
@@ -251,10 +251,10 @@ for axes, name in zip(panels[0], mixed):
         curves.append(pd.Series(R[kept]).groupby(t[kept]).mean())
         axes.plot(curves[-1], style, lw=1.2, color=draw.COLOURS["other"], label=f"the {quality} policy's mean")
     if curves:
-        middle = (curves[0] + curves[1]).reindex(chosen.t) / 2
-        above = chosen.assign(above=chosen.predicted.to_numpy() > middle.to_numpy())[middle.notna().to_numpy()].groupby("rollout_seed")
-        early = above.apply(lambda rows: rows[rows.t >= 20].above.head(1).any())
-        nearer.append(f"{released[name].data.task} {early.sum()} and {above.above.last().sum()} of {len(early)}")
+        rows = chosen.assign(middle=chosen.t.map((curves[0] + curves[1]) / 2)).dropna(subset="middle")
+        near = (rows.predicted > rows.middle).groupby(rows.rollout_seed)
+        early = (rows.predicted > rows.middle)[rows.t >= 20].groupby(rows.rollout_seed)
+        nearer.append(f"{released[name].data.task} {early.first().sum()} and {near.last().sum()} of {len(near)}")
     axes.set_title(name, fontsize=9)
     axes.set(xlabel="step", ylim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)

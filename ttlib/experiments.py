@@ -174,17 +174,17 @@ def _table1(name: str, size: str, profile: str) -> Experiment:
     official = name.endswith("-v2")
     config = replace(regenerated(*name.removesuffix("-v2").split("-", 1), size), official=official)
     exp = offline_rl(config, name, size, profile)
+    many = tuple(range(6))  # robots walk to the end or fall early, of which three rollouts say little
     if config.quality == "expert":
         if size == "laptop":  # cloning sees no past: short windows have more first transitions
-            # Robots walk to the end or fall early, of which three rollouts say little.
-            exp = replace(_smooth(exp, T=3, batch=32), seeds=tuple(range(6)))
+            exp = replace(_smooth(exp, T=3, batch=32), seeds=many)
         return exp
     if profile == "released" and size == "laptop":
         # The released code drops bins that together hold less than 0.6. Medium-expert data need some filter, the
         # mixed data none: half of theirs serves both. Many first actions to choose from are worth more than a longer
         # look at few, for as many tokens (data/tried_offline.csv).
-        exp = replace(_smooth(exp, T=6, batch=24), plan=replace(exp.plan, horizon=2, plans=16, cdf=0.3))
-        exp = replace(exp, seeds=tuple(range(6)))  # a walker walks or falls, of which three rollouts say little
+        plan = replace(exp.plan, horizon=2, plans=16, cdf=0.3)
+        exp = replace(_smooth(exp, T=6, batch=24), plan=plan, seeds=many)
     # Without a past the model cannot tell which of the data's policies it continues, and believes in actions that pay
     # where another one was; the authors' code plans with five transitions. v1's small models act no better with one
     # (data/tried_offline.csv).
