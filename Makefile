@@ -47,7 +47,7 @@ ledger_PAGE := 15_claims
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help all scratch book estimate data pages html $(PAGES) fig1 fig2 fig3 fig4 fig5 table1 sweep lab test test-cluster lint bench tune policies claims ship lock clean
+.PHONY: help all scratch book estimate data pages html $(PAGES) fig1 fig2 fig3 fig4 fig5 table1 sweep lab test test-cluster lint bench tune curve policies claims ship lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -131,6 +131,9 @@ bench: $(STAMP) ## speed of planning and training on this machine, memory; make 
 
 tune: $(STAMP) ## the search for settings, on seeds that no report uses
 	$(BIN)/python tools/tune.py --size $(SIZE) $(ARGS)
+
+curve: $(STAMP) ## the scaling curve: models on more data and more tokens, hours each
+	$(BIN)/python tools/commands.py curve --size $(SIZE)
 
 policies: $(STAMP)-policies ## train the behaviour policies anew, hours each: make policies ARGS="--task hopper"
 	$(BIN)/python tools/policies.py $(ARGS)

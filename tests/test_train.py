@@ -389,3 +389,27 @@ def test_packed_weights_that_end_too_early_are_refused(share):
         train.unpack(packed[: int(share * len(packed))])
     with pytest.raises(ValueError, match="cannot be unpacked"):
         train.unpack(b"no stream" + packed)
+
+
+def test_muon_takes_the_steps_of_torchs_muon():
+    """Stacked by shape and in fp32, where torch's takes bf16: equal to its rounding; momentum goes through a resume."""
+    rng = torch.Generator().manual_seed(0)
+    start = [0.02 * torch.randn(shape, generator=rng) for shape in ((24, 8), (8, 8), (32, 8), (8, 32), (8, 32))]
+    ours, theirs = ([torch.nn.Parameter(x.clone()) for x in start] for _ in range(2))
+    options = {"lr": 5e-3, "weight_decay": 0.1}
+    optimisers = (train.Muon(ours, **options, dtype=torch.float32),
+                  torch.optim.Muon(theirs, **options, adjust_lr_fn="match_rms_adamw"))  # fmt: skip
+    for _ in range(3):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = q.grad = torch.randn(p.shape, generator=rng)
+        for optimiser in optimisers:
+            optimiser.step()
+    for p, q, x in zip(ours, theirs, start, strict=True):
+        assert (p - q).norm() < 0.03 * (q - x).norm()
+    assert optimisers[0].state_dict()["state"].keys() == optimisers[1].state_dict()["state"].keys()
+
+
+def test_newton_schulz_brings_singular_values_near_one():
+    x = torch.randn(3, 8, 32, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(train.orthogonal(x))
+    assert (values > 0.6).all() and (values < 1.25).all()

@@ -1,4 +1,4 @@
-"""python tools/commands.py data | estimate | table1 | ship | claims: what make asks for beside the pages."""
+"""python tools/commands.py data | estimate | table1 | ship | claims | curve: what make asks for beside the pages."""
 
 import argparse
 import hashlib
@@ -85,6 +85,12 @@ def ship(size: str) -> None:
     (data / "SHA256SUMS").write_text("".join(lines))
 
 
+def curve(size: str) -> None:
+    """Train the models of the scaling curve, cheap ones first; a killed run goes on where it was."""
+    for exp in experiments.curve(size):
+        stages.load_or_train(exp)
+
+
 def judge(_: str) -> None:
     """Judge every claim at every size anew: what changed is printed, and written to the ledger and to README.md."""
     ledger = claims.load()
@@ -98,6 +104,7 @@ def judge(_: str) -> None:
 
 def main() -> int:
     commands = {"data": make_data, "estimate": estimate, "table1": table1, "ship": ship, "claims": judge}
+    commands["curve"] = curve
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", choices=commands)
     parser.add_argument("--size", choices=results.SIZES, default="laptop")

@@ -365,6 +365,28 @@ def attention(size: str) -> list[Experiment]:
     return [replace(exp, train=replace(exp.train, seed=seed)) for exp in exps for seed in seeds]
 
 
+# Points of the scaling curve: steps of data, million tokens read, training seed.
+CURVE = ((1_000_000, 20, 0), (1_000_000, 60, 0), (200_000, 60, 0), (1_000_000, 60, 1), (1_000_000, 180, 0))
+
+
+def curve(size: str) -> list[Experiment]:
+    """The experiments of the scaling curve, cheap ones first: `released` on more data and on more tokens."""
+    found = []
+    for steps, tokens, seed in CURVE:
+        for name in ("walker2d-medium-expert", "hopper-medium-expert"):
+            exp = get(name, size, "released")
+            updates = tokens * 1_000_000 // (exp.train.batch * exp.model.max_tokens)
+            found.append(
+                replace(
+                    exp,
+                    name=f"{name}-{steps // 1000}k-{tokens}m",
+                    data=replace(exp.data, steps=steps),
+                    train=replace(exp.train, updates=updates, seed=seed),
+                )
+            )
+    return found
+
+
 def names() -> list[str]:
     return sorted(_EXPERIMENTS)
 

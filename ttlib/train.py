@@ -64,7 +64,46 @@ def token_nats(model: GPT, ids: Tensor, attend: Attend | None = None) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), bins.flatten(), reduction="none").view_as(bins)
 
 
-def optimisers(model: GPT, config: TrainConfig) -> list[torch.optim.Optimizer]:
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024), as torch.optim.Muon with adjust_lr_fn "match_rms_adamw".
+
+    The momentum of each matrix is made orthogonal by five Newton-Schulz steps.  Matrices
+    of equal shape are stacked and the steps are taken in `dtype`, the machine's fast type:
+    torch's take bf16 everywhere, one matrix after the other.
+    """
+
+    def __init__(self, params, lr: float, weight_decay: float, dtype: torch.dtype):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            stacks = {}
+            for p in group["params"]:
+                buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                buffer.lerp_(p.grad, 0.05)
+                update = p.grad.lerp(buffer, 0.95)  # Nesterov
+                stacks.setdefault(tuple(sorted(p.shape)), []).append((p, update))
+            for shape, rows in stacks.items():
+                wide = torch.stack([u if u.shape == shape else u.mT for _, u in rows])
+                scale = 0.2 * math.sqrt(max(shape))
+                for (p, u), direction in zip(rows, orthogonal(wide.to(self.dtype))):
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    direction = direction if u.shape == shape else direction.mT
+                    p.add_(direction, alpha=-group["lr"] * scale)
+
+
+def orthogonal(x: Tensor) -> Tensor:
+    """Newton-Schulz: singular values of (n, a, b), a <= b, brought near 1.  Same shape."""
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
+    return x
+
+
+def optimisers(model: GPT, config: TrainConfig, dtype: torch.dtype = torch.float32) -> list[torch.optim.Optimizer]:
     """Weight decay falls on matrices of linear layers only, as in the authors' code."""
     inner = [p for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("blocks")]
     ids = {id(p) for p in inner}
@@ -77,7 +116,7 @@ def optimisers(model: GPT, config: TrainConfig) -> list[torch.optim.Optimizer]:
         groups = [dict(params=decayed, weight_decay=config.weight_decay), dict(params=rest, weight_decay=0.0)]
         return [torch.optim.AdamW(groups, **adam)]
     outer = [p for p in model.parameters() if id(p) not in ids]
-    muon = torch.optim.Muon(inner, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+    muon = Muon(inner, config.lr, config.weight_decay, dtype)
     return [muon, torch.optim.AdamW(outer, weight_decay=0.0, **adam)]
 
 
@@ -140,7 +179,7 @@ def fit(
     device = next(model.parameters()).device
     dtype = dtype or fast_dtype(device)
     windows, resume = windows.to(device), folder / "resume.safetensors"
-    optimisers_ = optimisers(model, config)
+    optimisers_ = optimisers(model, config, dtype)
     update, curve = _resume(resume, model, optimisers_, config)
     per_epoch, last_save, epoch = max(1, len(windows) // config.batch), time.monotonic(), -1
     every = max(1, config.updates // 100)
