@@ -34,7 +34,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from ttlib import experiments, results, stages, train
+from ttlib import checkpoint
+from ttlib.pipeline import experiments, places, store
+from ttlib.tokenizer import Transition
 
 # %% [markdown]
 # ## The pages
@@ -133,33 +135,16 @@ plt.show()
 def costs() -> pd.DataFrame:
     rows = []
     for exp in experiments.needed(size):
-        if folder := stages.checkpoint_folder(exp):
-            about = train.about(folder)
+        if folder := store.checkpoint_folder(exp):
+            about = checkpoint.about(folder)
             rows.append({"what": f"model {exp.label}", "minutes": about["seconds"] / 60, "threads": about["threads"]})
-    for path in sorted(results.folder(size).glob("*.json")):
+    for path in sorted(places.folder(size).glob("*.json")):
         about = json.loads(path.read_text())
         rows.append({"what": f"result {about['name']}", "minutes": about["wall_seconds"] / 60, "threads": about["threads"]})
     return pd.DataFrame(rows, columns=["what", "minutes", "threads"])
 
 
 costs().style.hide(axis="index").format({"minutes": "{:.1f}"})
-
-# %% [markdown]
-# ## Exercises
-#
-# ```{exercise} How long is a trajectory?
-# :label: ex-length
-#
-# Hopper has $N = 11$ and $M = 3$. How many tokens are ten steps, how many transitions fit in the paper's limit of
-# 512 tokens, and how many would fit for a humanoid with $N = 45$, $M = 17$?
-# ```
-#
-# ````{solution-start} ex-length
-# :class: dropdown
-# ````
-
-# %%
-from ttlib.tokenizer import Transition
 
 for name, transition in {"hopper": Transition(11, 3), "humanoid": Transition(45, 17)}.items():
     print(f"{name}: D = {transition.D}, ten steps are {10 * transition.D} tokens, 512 hold {512 // transition.D} transitions")

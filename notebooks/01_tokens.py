@@ -30,7 +30,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ttlib import data, draw, envs, experiments, results, search, stages, tokenizer
+from ttlib import data, search, tokenizer
+from ttlib.drawing import figures
+from ttlib.environments import tasks
+from ttlib.pipeline import experiments, results, store
 from ttlib.tokenizer import Transition
 
 exp = experiments.get("hopper-long", size)
@@ -84,13 +87,13 @@ assert torch.allclose(fitted.decode(ids).float(), decoded, atol=1e-4)
 # our choice; the paper does not say.
 
 # %%
-episodes, unseen = stages.dataset(exp.data).split(exp.data.held_out, exp.data.seed)
+episodes, unseen = store.dataset(exp.data).split(exp.data.held_out, exp.data.seed)
 steps = data.steps_table(episodes, transition, gamma, include_current=True)
 uniform = tokenizer.fit(steps, transition, V)
 print(f"{len(episodes)} episodes, {len(steps):,} steps of D = {transition.D} numbers; {V * transition.D} token ids")
 
 # %% tags=["hide-input"]
-MEANING = envs.MEANING["hopper"]
+MEANING = tasks.MEANING["hopper"]
 assert len(MEANING) == transition.D
 
 # %%
@@ -130,7 +133,7 @@ def returned() -> pd.DataFrame:
     return pd.DataFrame({"bins": "uniform", "dimension": transition.names(), "largest_error": largest, "steps": len(steps)})
 
 
-made_of = {"config": {"data": exp.data, "bins": exp.bins}, "inputs": {exp.data.name: stages.data_key(exp.data)}}
+made_of = {"config": {"data": exp.data, "bins": exp.bins}, "inputs": {exp.data.name: store.data_key(exp.data)}}
 print(f"largest error: {results.table('round_trip', size, returned, **made_of).largest_error.max():.4f} half bins")
 others = data.steps_table(unseen, transition, gamma, include_current=True)
 outside = uniform.out_of_range(others, slice(None))
@@ -145,12 +148,12 @@ print(f"held-out values outside the fitted range: {outside.max():.2%} at most ({
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-rounding", "caption": "Rounding error of each dimension, uniform bins. Above, as a share of the range: mean and largest, and the bound of half a bin. Below, the mean as a share of the standard deviation."}, "image": {"alt": "Two bar charts over sixteen dimensions. Above all largest errors lie on the line of half a bin. Below the bars differ by a factor of four; joint speeds are highest, actions lowest."}}
 figure, (upper, lower) = plt.subplots(2, 1, figsize=(7.5, 4.6), sharex=True, layout="constrained")
 at = np.arange(transition.D)
-upper.bar(at, 100 * error.mean(0) / width, color=draw.COLOURS["transformer"], label="mean")
-upper.plot(at, 100 * error.amax(0) / width, "o", color=draw.COLOURS["other"], label="largest")
-upper.axhline(50 / V, ls="--", lw=1, color=draw.COLOURS["data"], label="half a bin")
+upper.bar(at, 100 * error.mean(0) / width, color=figures.COLOURS["transformer"], label="mean")
+upper.plot(at, 100 * error.amax(0) / width, "o", color=figures.COLOURS["other"], label="largest")
+upper.axhline(50 / V, ls="--", lw=1, color=figures.COLOURS["data"], label="half a bin")
 upper.set(ylabel="% of the range", ylim=(0, 75 / V), title=f"Rounding error of hopper's {transition.D} dimensions ({size})")
 upper.legend(frameon=False, ncol=3, loc="upper center")
-lower.bar(at, 100 * error.mean(0) / steps.std(0), color=draw.COLOURS["transformer"])
+lower.bar(at, 100 * error.mean(0) / steps.std(0), color=figures.COLOURS["transformer"])
 lower.set(ylabel="% of the std. deviation", xticks=at)
 lower.set_xticklabels([name.split(" (")[0] for name in MEANING], rotation=40, ha="right")
 for axes in (upper, lower):
@@ -182,10 +185,10 @@ comparison.style.format("{:.4f}")
 figure, panels = plt.subplots(2, 1, figsize=(7.5, 3.8), sharex=True, sharey=True, layout="constrained")
 values = steps[:, skewed].numpy()
 for axes, fitted in zip(panels, (uniform, quantile)):
-    axes.hist(values, bins=120, color=draw.COLOURS["data"], alpha=0.55, lw=0, weights=np.full(len(values), 1 / 1000))
+    axes.hist(values, bins=120, color=figures.COLOURS["data"], alpha=0.55, lw=0, weights=np.full(len(values), 1 / 1000))
     edges = fitted.edges[skewed]
     axes.vlines(edges[edges.isfinite()][::5], 0, 1, transform=axes.get_xaxis_transform(), lw=0.9,
-                color=draw.COLOURS["transformer"])  # fmt: skip
+                color=figures.COLOURS["transformer"])  # fmt: skip
     axes.set_title(f"{fitted.kind} ({size})", loc="left")
     axes.set_ylabel("thousand steps")
     axes.spines[["top", "right"]].set_visible(False)
@@ -288,18 +291,18 @@ print(f"{len(cut)} windows of {cut.length} tokens, {1 - real.float().mean():.0%}
 figure, axes = plt.subplots(figsize=(7, 3.1))
 box = {"width": 0.92, "height": 0.78, "ec": "white"}
 for t in range(len(cut)):
-    axes.add_patch(plt.Rectangle((t, 0), fc=draw.COLOURS["data"], **box))
+    axes.add_patch(plt.Rectangle((t, 0), fc=figures.COLOURS["data"], **box))
     axes.text(t + 0.46, 0.38, f"$t={t}$", ha="center", va="center", color="white")
     for k, is_real in enumerate(real[t].tolist()):
-        look = {"fc": draw.COLOURS["transformer"]} if is_real else {"fc": "white", "ec": "#999999", "hatch": "////"}
+        look = {"fc": figures.COLOURS["transformer"]} if is_real else {"fc": "white", "ec": "#999999", "hatch": "////"}
         axes.add_patch(plt.Rectangle((t + k, t + 1.4), **{**box, **look}))
         if is_real:
             axes.text(t + k + 0.46, t + 1.78, str(t + k), ha="center", va="center", color="white")
 labels = ["episode", *(f"window {t}" for t in range(len(cut)))]
 axes.set(xlim=(-0.1, 9.1), ylim=(7.4, -0.2), xticks=[])
 axes.set_yticks([0.38, *(t + 1.78 for t in range(len(cut)))], labels)
-axes.axvline(6 - 0.04, color=draw.COLOURS["other"], lw=2)
-axes.text(6.1, 0.38, "end of the episode", va="center", color=draw.COLOURS["other"])
+axes.axvline(6 - 0.04, color=figures.COLOURS["other"], lw=2)
+axes.text(6.1, 0.38, "end of the episode", va="center", color=figures.COLOURS["other"])
 axes.tick_params(length=0)
 axes.spines[:].set_visible(False)
 plt.show()
@@ -312,7 +315,7 @@ plt.show()
 rows = []
 for name in ("hopper-long", "four-rooms"):
     e = experiments.get(name, size)
-    lengths, T = stages.dataset(e.data).lengths, e.model.T
+    lengths, T = store.dataset(e.data).lengths, e.model.T
     padding = sum(np.maximum(T - np.arange(1, length + 1), 0).sum() for length in lengths) / (T * lengths.sum())
     rows.append({"dataset": e.data.name, "T": T, "shortest episode": lengths.min(), "episodes shorter than T": (lengths < T).sum(),
                  "of": len(lengths), "padding in all windows": padding})  # fmt: skip
@@ -358,7 +361,7 @@ sample, counts = steps[:: max(1, len(steps) // 5000)], [5, 10, 20, 50, 100, 200]
 figure, axes = plt.subplots(figsize=(5.5, 3.2), layout="constrained")
 for kind, colour in (("uniform", "transformer"), ("quantile", "other")):
     loss = [(errors(tokenizer.fit(sample, transition, v, kind), sample) / sample.std(0)).mean().item() for v in counts]
-    axes.loglog(counts, loss, "o-", color=draw.COLOURS[colour], label=kind)
+    axes.loglog(counts, loss, "o-", color=figures.COLOURS[colour], label=kind)
 axes.set(xlabel="bins V", ylabel="error / std. deviation", title=f"Hopper ({size})")
 axes.set_xticks(counts, counts)
 axes.minorticks_off()

@@ -34,8 +34,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ttlib import draw, experiments, results, stages, train
-from ttlib.model import GPT, Cache, ModelConfig, read
+from ttlib import train
+from ttlib.cache import Cache, read
+from ttlib.checkpoint import round_weights
+from ttlib.drawing import figures
+from ttlib.model import GPT, ModelConfig
+from ttlib.pipeline import experiments, results, store
 
 NAME = "hopper-long"
 exp = experiments.get(NAME, size)
@@ -93,7 +97,7 @@ print(f"12 d^2 in {exp.model.n_layer} blocks: {12 * exp.model.n_layer * exp.mode
 # dimension of the next state. That is why $R_t$ must not be read there: its input is always bin 0.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-predicts", "caption": "Two steps of a world with N = 2, M = 1. Below, what is read; above, what is predicted there. Grey lines: all that the prediction of the second action may use. Reward-to-go is predicted but its input is blank."}, "image": {"alt": "Two rows of ten coloured boxes joined by vertical arrows; each upper box shows the token one place further than the box below it. Grey lines fan from seven lower boxes to one upper box."}}
-KINDS = {"s": draw.COLOURS["transformer"], "a": draw.COLOURS["other"], "r": draw.COLOURS["third"], "R": draw.COLOURS["fourth"]}
+KINDS = {"s": figures.COLOURS["transformer"], "a": figures.COLOURS["other"], "r": figures.COLOURS["third"], "R": figures.COLOURS["fourth"]}
 names = [("s", "^0"), ("s", "^1"), ("a", ""), ("r", ""), ("R", "")]
 tokens = [(kind, f"${kind}{dim}_{{{t}}}$") for t in ("t", "t+1", "t+2") for kind, dim in names]
 figure, axes = plt.subplots(figsize=(7.5, 2.9))
@@ -126,9 +130,9 @@ plt.show()
 # over windows of held-out data:
 
 # %%
-loaded = stages.load_or_train(exp)
+loaded = store.load_or_train(exp)
 model = loaded.model.cpu()  # the checks are small work
-training, held_out = stages.windows(exp)
+training, held_out = store.windows(exp)
 ids, weight = held_out.batch(torch.arange(0, len(held_out), max(1, len(held_out) // 16))[:16])
 with torch.inference_mode():
     log_p = model(ids[:, :-1]).log_softmax(-1)  # (B, L - 1, V): position k predicts token k + 1
@@ -212,11 +216,11 @@ def train_tiny(name: str, windows, unseen, updates: int, seed: int = 0, position
             tiny.position.weight.requires_grad_(False).zero_()
         with tempfile.TemporaryDirectory() as folder:
             curve = pd.DataFrame(train.fit(tiny, windows, config, Path(folder), unseen, dtype=torch.float32))
-        train.round_weights(tiny)
+        round_weights(tiny)
         curve.loc[len(curve) - 1, "rounded"] = train.evaluate(tiny, unseen)
         return curve.drop(columns="seconds")
 
-    settings = {"model": sizes, "train": config, "positions": positions, "seeds": [seed], "data": stages.data_key(exp.data)}
+    settings = {"model": sizes, "train": config, "positions": positions, "seeds": [seed], "data": store.data_key(exp.data)}
     return results.table(f"live_{name}", size, make, settings)
 
 
@@ -226,11 +230,11 @@ curve = train_tiny("tiny", short, short_unseen, updates=40 if size == "smoke" el
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-live", "caption": "Loss of the tiny model while it is trained, and of unseen episodes. Below the line H it has learned how dimensions hang together."}, "image": {"alt": "A loss curve that starts at the line log V, crosses the line of the histograms' entropy and falls on."}}
 figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
-axes.plot(curve["update"], curve.loss, color=draw.COLOURS["transformer"], label="training")
-axes.plot(curve["update"], curve.held_out, "o", color=draw.COLOURS["other"], label="unseen episodes")
+axes.plot(curve["update"], curve.loss, color=figures.COLOURS["transformer"], label="training")
+axes.plot(curve["update"], curve.held_out, "o", color=figures.COLOURS["other"], label="unseen episodes")
 for y, text in ((np.log(V), "knows nothing: $\\log V$"), (H.mean(), "knows the histograms: $H$")):
-    axes.axhline(y, ls="--", lw=1, color=draw.COLOURS["data"])
-    axes.text(curve["update"].max(), y, text, ha="right", va="bottom", color=draw.COLOURS["data"])
+    axes.axhline(y, ls="--", lw=1, color=figures.COLOURS["data"])
+    axes.text(curve["update"].max(), y, text, ha="right", va="bottom", color=figures.COLOURS["data"])
 axes.set(xlabel="update", ylabel="nats a token", ylim=(None, np.log(V) + 0.2), title=f"A tiny model of hopper ({size})")
 axes.legend(frameon=False, loc="lower left")
 axes.spines[["top", "right"]].set_visible(False)
@@ -247,7 +251,7 @@ plt.show()
 # The nine datasets' models of profile released, and the imitators, depart once more at laptop size. An embedding table
 # does not know that bin 41 lies between 40 and 42: every row starts at random, and the order has to be learned from
 # data. Theirs start smooth instead, each channel a cosine of the bin with a random frequency and phase, so that rows of
-# neighbouring bins are alike, and the same loss takes fewer tokens (`tools/tune_training.py` compares the two at equal
+# neighbouring bins are alike, and the same loss takes fewer tokens (`ttlib/commands/tune_training.py` compares the two at equal
 # minutes).
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-schedules", "caption": "Learning rate as a share of its peak. Left, the first updates; right, the whole training."}, "image": {"alt": "Three schedules, each a short linear rise followed by a cosine that falls to zero or, in the released code, to a tenth."}}
@@ -255,7 +259,7 @@ configs = {name: e.train for name, e in (chosen | {f"here ({size})": exp}).items
 figure, (start, whole) = plt.subplots(1, 2, figsize=(7.5, 2.9), sharey=True, layout="constrained")
 share, looks = np.linspace(0, 1, 200), (("transformer", "-"), ("other", "--"), ("third", "-"))
 for (name, config), (colour, ls) in zip(configs.items(), looks):
-    look = {"color": draw.COLOURS[colour], "ls": ls, "label": f"{name}: {config.optimiser}, peak {config.lr:g}"}
+    look = {"color": figures.COLOURS[colour], "ls": ls, "label": f"{name}: {config.optimiser}, peak {config.lr:g}"}
     early = np.arange(min(3000, config.updates))
     start.plot(early, [config.lr_at(u) for u in early], **look)
     whole.plot(100 * share, [config.lr_at(int(s * (config.updates - 1))) for s in share], **look)
@@ -283,7 +287,7 @@ print(f"unseen episodes: {before:.4f} nats a token, rounded {after:.4f}")
 # the held-out loss counts all tokens once.
 
 # %%
-profiles = {"v1": loaded, "released": stages.load_or_train(released)}
+profiles = {"v1": loaded, "released": store.load_or_train(released)}
 for name, checkpoint in profiles.items():
     about = checkpoint.about
     print(f"{name}: {about['tokens'] / 1e6:.1f} million tokens, {about['seconds'] / 60:.1f} minutes on {about['threads']} thread(s)")
@@ -292,9 +296,9 @@ for name, checkpoint in profiles.items():
 figure, panels = plt.subplots(1, 2, figsize=(7.5, 3), sharey=True, layout="constrained")
 for axes, (name, checkpoint) in zip(panels, profiles.items()):
     rows = pd.DataFrame(checkpoint.about["curve"])
-    axes.plot(rows["update"], rows.loss, color=draw.COLOURS["transformer"], label="training")
-    axes.plot(rows["update"], rows.held_out, "o", ms=4, color=draw.COLOURS["other"], label="unseen episodes")
-    axes.axhline(np.log(V), ls="--", lw=1, color=draw.COLOURS["data"], label="$\\log V$")
+    axes.plot(rows["update"], rows.loss, color=figures.COLOURS["transformer"], label="training")
+    axes.plot(rows["update"], rows.held_out, "o", ms=4, color=figures.COLOURS["other"], label="unseen episodes")
+    axes.axhline(np.log(V), ls="--", lw=1, color=figures.COLOURS["data"], label="$\\log V$")
     axes.set(xlabel="update", title=f"{name} ({size})", ylim=(0, 1.1 * np.log(V)))
     axes.spines[["top", "right"]].set_visible(False)
 panels[0].set_ylabel("nats a token")
@@ -302,7 +306,7 @@ panels[0].legend(frameon=False, loc="lower left")
 plt.show()
 
 # %%
-H_of = {"v1": H, "released": entropies(stages.windows(released)[0].bins)}
+H_of = {"v1": H, "released": entropies(store.windows(released)[0].bins)}
 rows = []
 for name, checkpoint in profiles.items():
     nats = np.array(checkpoint.about["held_out_by_dimension"])
@@ -316,9 +320,9 @@ kinds.style.hide(axis="index").format(precision=2)
 figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
 for k, (name, rows) in enumerate(kinds.groupby("profile", sort=False)):
     at = np.arange(len(rows)) + 0.36 * (k - 0.5)
-    axes.bar(at, rows.nats, 0.34, color=draw.COLOURS[("other", "transformer")[name == "v1"]], label=name)
+    axes.bar(at, rows.nats, 0.34, color=figures.COLOURS[("other", "transformer")[name == "v1"]], label=name)
     axes.plot(at, rows.H, "_", ms=22, mew=2, color="black", label="histogram, $H$" if k else None)
-axes.axhline(np.log(V), ls="--", lw=1, color=draw.COLOURS["data"], label="$\\log V$")
+axes.axhline(np.log(V), ls="--", lw=1, color=figures.COLOURS["data"], label="$\\log V$")
 axes.set(ylabel="nats a token", title=f"Unseen episodes ({size})", ylim=(0, 1.32 * np.log(V)))
 axes.set_xticks(range(len(KIND)), KIND)
 axes.legend(frameon=False, ncol=4, loc="upper center")

@@ -31,7 +31,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ttlib import control, draw, experiments, results, search, stages
+from ttlib import control, search, tokenizer
+from ttlib.drawing import figures
+from ttlib.pipeline import experiments, results, store
+from ttlib.studies.four_rooms import four_rooms_pairs
+from ttlib.tokenizer import Transition
 
 NAME = "hopper-long"
 profiles = {profile: experiments.get(NAME, size, profile) for profile in experiments.PROFILES}
@@ -83,9 +87,9 @@ for step in range(4):
     kept = {"".join(letters[bins]) for bins in find(2, step + 1).bins[0]}
     for word, y in rows.items():
         way = "other" if set(word) == {"A"} else "transformer" if best.startswith(word) else None
-        edge = {"color": draw.COLOURS[way], "lw": 2.5} if way else {"color": "#bbbbbb", "lw": 1}
+        edge = {"color": figures.COLOURS[way], "lw": 2.5} if way else {"color": "#bbbbbb", "lw": 1}
         axes.plot([step + 0.25, step + 0.8], [spot[word[:-1]], y], zorder=0, **edge)
-        look = {"fc": draw.COLOURS["transformer"] if word in kept else "#dddddd", "boxstyle": "round,pad=0.25", "lw": 0}
+        look = {"fc": figures.COLOURS["transformer"] if word in kept else "#dddddd", "boxstyle": "round,pad=0.25", "lw": 0}
         axes.text(step + 1.02, y, f"{word}  {grown[word]:.3f}", color="white" if word in kept else "#444444",
                   ha="center", va="center", fontsize=9, bbox=look)  # fmt: skip
     beam = {word: grown[word] for word in rows if word in kept}
@@ -130,24 +134,6 @@ widths.style.hide(axis="index").format({"found the best": "{:.0%}", "nats below 
 # %%
 r, R = torch.tensor([1.0, 0.0, 2.0]), torch.tensor([9.0, 8.0, 7.0])
 print(f"{search.plan_value(r, R, gamma=0.9):.2f}, by hand {1 + 0.9 * 0 + 0.9**2 * 7:.2f}: the last reward is inside R")
-
-# %% [markdown]
-# `search.maximise` alternates. Likelihood *proposes*: each of $B$ plans gets $K$ probable next transitions. Value
-# *chooses*: of the $B K$ longer plans, the $B$ of greatest $v$ stay. So rewards only choose among what the
-# data make probable.
-#
-# A departure: $r$ and $R$ are not searched over but read as expectations under their predicted bins (see the
-# last exercise).
-#
-# ## A world that punishes the impatient
-#
-# Eight places in a row. At place 0, *stay* earns 1; on the way nothing does; at place 7, *stay* earns 10. The data come
-# from tosses of a coin at every step. This world is small enough to write down, as an `advance` with $V = 2$: a
-# place is three bits, an action is one, and a reward is a mixture of the two bins whose expectation is right.
-
-# %%
-from ttlib import tokenizer
-from ttlib.tokenizer import Transition
 
 tiny, places, gamma = Transition(N=3, M=1), torch.arange(8), 0.99
 following = torch.stack([places, (places + 1).clamp(max=7)], 1)  # (place, action): 0 stays, 1 goes
@@ -222,8 +208,8 @@ patience.T
 # ({numref}`fig-filters`).
 
 # %%
-models = {profile: stages.load_or_train(e) for profile, e in profiles.items()}
-_, unseen = stages.dataset(exp.data).split(exp.data.held_out, exp.data.seed)
+models = {profile: store.load_or_train(e) for profile, e in profiles.items()}
+_, unseen = store.dataset(exp.data).split(exp.data.held_out, exp.data.seed)
 state = torch.from_numpy(unseen.states[unseen.starts[unseen.lengths.argmax()] + 20][None])
 
 
@@ -244,7 +230,7 @@ print({name: int((p > 0).sum()) for name, p in distributions.items()}, "bins lef
 figure, panels = plt.subplots(2, 2, figsize=(7.5, 4.2), sharex=True, sharey=True, layout="constrained")
 centres = models["v1"].tokenizer.centres[transition.action][0].cpu()
 for axes, (name, p) in zip(panels.flat, distributions.items()):
-    axes.bar(centres, p, width=centres[1] - centres[0], color=draw.COLOURS["transformer"])
+    axes.bar(centres, p, width=centres[1] - centres[0], color=figures.COLOURS["transformer"])
     axes.set_title(name, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
 for axes in panels[1]:
@@ -278,7 +264,7 @@ def cloned(count: int = 100) -> pd.DataFrame:
     return pd.DataFrame({"search": words[0], "policy": words[1], "search_log_p": found.log_p[:, 0], "policy_log_p": policy_log_p})
 
 
-made_of = {"config": {"experiment": exp, "states": 100}, "inputs": {exp.label: stages.weights_key(exp)}}
+made_of = {"config": {"experiment": exp, "states": 100}, "inputs": {exp.label: store.weights_key(exp)}}
 cloning = results.table("cloning_check", size, cloned, **made_of)
 print(f"the same action in {(cloning.search == cloning.policy).mean():.0%} of {len(cloning)} states")
 
@@ -317,9 +303,9 @@ figure, panels = plt.subplots(1, 2, figsize=(7.5, 3.4), layout="constrained")
 for axes, (profile, (table, *_)) in zip(panels, decisions.items()):
     for stays, colour, label in ((False, "data", "dropped"), (True, "transformer", "kept")):
         rows = table[table.kept == stays]
-        axes.plot(rows.log_p, rows.value, "o", ms=5, alpha=0.7, mew=0, color=draw.COLOURS[colour], label=label)
+        axes.plot(rows.log_p, rows.value, "o", ms=5, alpha=0.7, mew=0, color=figures.COLOURS[colour], label=label)
     star = table[table.chosen].iloc[0]
-    axes.plot(star.log_p, star.value, "*", ms=15, mec="white", color=draw.COLOURS["other"], label="carried out")
+    axes.plot(star.log_p, star.value, "*", ms=15, mec="white", color=figures.COLOURS["other"], label="carried out")
     axes.set(title=f"{profile} ({size})", xlabel="log-probability of the action (nats)")
     axes.locator_params(axis="x", nbins=4)
     axes.spines[["top", "right"]].set_visible(False)
@@ -438,8 +424,8 @@ Markdown(
 
 # %%
 rooms = experiments.get("four-rooms", size)
-four_rooms = stages.load_or_train(rooms)
-starts, goals = stages.four_rooms_pairs("seen", 100, seed=2000)
+four_rooms = store.load_or_train(rooms)
+starts, goals = four_rooms_pairs("seen", 100, seed=2000)
 before = None
 for width in (1, 2, 4, 8, 16, 32, 64):
     choose = control.by_likelihood(rooms.horizon, width)

@@ -30,7 +30,10 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ttlib import draw, experiments, fourrooms, results, stages
+from ttlib.drawing import figures
+from ttlib.environments import four_rooms as rooms
+from ttlib.pipeline import experiments, results, store
+from ttlib.studies import four_rooms
 
 exp = experiments.get("four-rooms", size)
 unconditioned = experiments.get("four-rooms-unconditioned", size)
@@ -48,17 +51,17 @@ pairs = {"smoke": 30, "laptop": 1000, "paper": 1000}[size]
 # with noise on every action. The paper's demonstrator is a trained agent; the model only sees what it did.
 
 # %%
-data = stages.dataset(exp.data)
+data = store.dataset(exp.data)
 lengths = data.lengths - 1  # the last row of an episode is where it ended
 print(f"{len(data):,} walks, {lengths.mean():.1f} steps on average, {lengths.max()} at most")
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-demonstrations", "caption": "Forty walks of the demonstrator, saturating with time: the start is a dot, the goal a ring."}, "image": {"alt": "Plan of four rooms joined by four doors with forty noisy walks from dots to rings, bending round the door posts."}}
 figure, axes = plt.subplots(figsize=(5.2, 5.2))
-draw.rooms(axes)
+figures.rooms(axes)
 for i in range(40):
     walk = data.states[data.starts[i] : data.starts[i + 1]]
-    draw.fading_path(axes, walk, draw.COLOURS["transformer"])
-    axes.plot(*walk[-1], "o", mfc="white", mec=draw.COLOURS["other"], ms=7, zorder=5)
+    figures.fading_path(axes, walk, figures.COLOURS["transformer"])
+    axes.plot(*walk[-1], "o", mfc="white", mec=figures.COLOURS["other"], ms=7, zorder=5)
 axes.set_title(f"Demonstrations ({size})")
 plt.show()
 
@@ -74,7 +77,7 @@ plt.show()
 # $V = 100$ bins a dimension, one window begins like this:
 
 # %%
-training, _ = stages.windows(exp)
+training, _ = store.windows(exp)
 ids, weight = training.batch(training.end[:1] * 0)
 for name, token, w in zip(["goal x", "goal y", "x", "y", "a_x", "a_y"], ids[0], weight[0]):
     print(f"{name:7} id {token:4d} = {token % 100:2d} + 100 * {token // 100}   loss weight {w:.0f}")
@@ -84,7 +87,7 @@ for name, token, w in zip(["goal x", "goal y", "x", "y", "a_x", "a_y"], ids[0], 
 # can by the position.
 
 # %%
-model = stages.load_or_train(exp)
+model = store.load_or_train(exp)
 
 # %% [markdown]
 # ## Acting
@@ -96,7 +99,7 @@ model = stages.load_or_train(exp)
 # %%
 print(f"past {exp.past} transitions, {exp.horizon} planned, beam width {exp.width}")
 start, goal = np.array([[1.0, 1.0]]), np.array([[9.0, 9.0]])
-agent = stages.four_rooms_agent("goal_transformer", exp, goal)
+agent = four_rooms.four_rooms_agent("goal_transformer", exp, goal)
 actions, record = agent.act(start)
 print(f"first action {actions[0].round(2)}, log-probability of the likeliest plan {record['log_p'][0]:.2f} nats")
 
@@ -113,13 +116,13 @@ print(f"first action {actions[0].round(2)}, log-probability of the likeliest pla
 def measure() -> pd.DataFrame:
     tables = []
     for split, main in (("seen", exp), ("held_out", held_out)):
-        starts, goals = stages.four_rooms_pairs(split, pairs)
+        starts, goals = four_rooms.four_rooms_pairs(split, pairs)
         names = ["goal_transformer", "goal_mlp", "straight"] + ["transformer"] * (split == "seen")
         for name in names:
-            agent = stages.four_rooms_agent(name, unconditioned if name == "transformer" else main, goals)
-            with tqdm(total=fourrooms.MAX_STEPS, desc=f"{name}, {split}") as bar:
-                runs = stages.reach(agent, starts, goals, progress=lambda going: bar.update())
-            tables.append(stages.success_table(runs, starts, goals, model=name, split=split))
+            agent = four_rooms.four_rooms_agent(name, unconditioned if name == "transformer" else main, goals)
+            with tqdm(total=rooms.MAX_STEPS, desc=f"{name}, {split}") as bar:
+                runs = four_rooms.reach(agent, starts, goals, progress=lambda going: bar.update())
+            tables.append(four_rooms.success_table(runs, starts, goals, model=name, split=split))
     return pd.concat(tables)
 
 
@@ -129,7 +132,7 @@ success = results.table(
     size,
     measure,
     config={"experiments": experiments_used, "profile": exp.profile, "seeds": [1000], "pairs": pairs},
-    inputs={e.label: stages.weights_key(e) for e in experiments_used},
+    inputs={e.label: store.weights_key(e) for e in experiments_used},
 )
 
 # %% tags=["hide-input"]
@@ -157,7 +160,7 @@ shown("seen")
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-success", "caption": "Share of unseen start-goal pairs reached, with Wilson 95% intervals, by the number of rooms entered on the way."}, "image": {"alt": "Bars of success for four controllers and zero, one or two rooms crossed."}}
 figure, axes = plt.subplots(figsize=(7, 3.2))
 seen = success[(success.split == "seen") & (success.rooms_crossed >= 0)]
-colours = [draw.COLOURS[c] for c in ("transformer", "third", "fourth", "other")]
+colours = [figures.COLOURS[c] for c in ("transformer", "third", "fourth", "other")]
 for k, (name, label) in enumerate(NAMES.items()):
     rows = seen[seen.model == name]
     x = rows.rooms_crossed + 0.2 * (k - 1.5)
@@ -189,8 +192,8 @@ GOALS = np.array([[1.5, 8.5], [8.5, 8.0], [8.0, 1.5], [2.5, 3.0]], np.float32)
 def draw_paths() -> pd.DataFrame:
     rng, per_goal = np.random.default_rng(5), 4 if size == "smoke" else 12
     goals = GOALS.repeat(per_goal, 0)
-    starts = fourrooms.sample_free(len(goals), rng)
-    runs = stages.reach(stages.four_rooms_agent("goal_transformer", exp, goals), starts, goals)
+    starts = rooms.sample_free(len(goals), rng)
+    runs = four_rooms.reach(four_rooms.four_rooms_agent("goal_transformer", exp, goals), starts, goals)
     return pd.concat(
         pd.DataFrame(np.array(run.states), columns=["x", "y"]).assign(goal=i // per_goal, rollout=i % per_goal)
         .rename_axis("t").reset_index()[["goal", "rollout", "t", "x", "y"]]
@@ -203,16 +206,16 @@ paths = results.table(
     size,
     draw_paths,
     config={"experiment": exp, "profile": exp.profile, "seeds": [5], "goals": GOALS.tolist()},
-    inputs={exp.label: stages.weights_key(exp)},
+    inputs={exp.label: store.weights_key(exp)},
 )
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-5", "caption": "Figure 5 of the paper, ours: trajectories from random starts (filled) to four goals (open), by likelihood alone. Colour saturates with time."}, "image": {"alt": "Four plans of the four rooms, one per goal; in each, paths from a dozen starts run through the doors and end in the ring that marks the goal."}}
 figure, panels = plt.subplots(1, 4, figsize=(12, 3.4), layout="constrained")
-shades = [draw.COLOURS[c] for c in ("transformer", "other", "third", "fourth")]
+shades = [figures.COLOURS[c] for c in ("transformer", "other", "third", "fourth")]
 for axes, (goal, rows), colour in zip(panels, paths.groupby("goal"), shades):
-    draw.rooms(axes)
+    figures.rooms(axes)
     for _, path in rows.groupby("rollout"):
-        draw.fading_path(axes, path[["x", "y"]].to_numpy(), colour)
+        figures.fading_path(axes, path[["x", "y"]].to_numpy(), colour)
     axes.plot(*GOALS[goal], "o", mfc="white", mec="black", mew=1.6, ms=11, zorder=6)
 figure.suptitle(f"Goals reached without rewards ({size})")
 results.save_figure(figure, "fig5_four_rooms", size)
@@ -260,16 +263,16 @@ from dataclasses import replace
 
 
 def searched() -> pd.DataFrame:
-    starts, goals = stages.four_rooms_pairs("seen", min(pairs, 100), seed=2000)
+    starts, goals = four_rooms.four_rooms_pairs("seen", min(pairs, 100), seed=2000)
     tables = []
     for horizon, width in ((1, 1), (exp.horizon, exp.width)):
         changed = replace(exp, horizon=horizon, width=width)
-        runs = stages.reach(stages.four_rooms_agent("goal_transformer", changed, goals), starts, goals)
-        tables.append(stages.success_table(runs, starts, goals, horizon=horizon, width=width).head(1))
+        runs = four_rooms.reach(four_rooms.four_rooms_agent("goal_transformer", changed, goals), starts, goals)
+        tables.append(four_rooms.success_table(runs, starts, goals, horizon=horizon, width=width).head(1))
     return pd.concat(tables)
 
 
-inputs = {exp.label: stages.weights_key(exp)}
+inputs = {exp.label: store.weights_key(exp)}
 found = results.table("exercise_search", size, searched, {"experiment": exp, "seeds": [2000]}, inputs)
 for row in found.itertuples():
     print(f"horizon {row.horizon}, width {row.width}: success {row.success:.1%}, path {row.path_ratio:.2f} times the shortest")
@@ -291,16 +294,16 @@ for row in found.itertuples():
 
 # %%
 env_start, first, second = np.array([[1.0, 1.0]]), np.array([[8.5, 8.0]]), np.array([[1.5, 8.5]])
-agent = stages.four_rooms_agent("goal_transformer", exp, first)
+agent = four_rooms.four_rooms_agent("goal_transformer", exp, first)
 position, walk = env_start.astype(np.float32), []
 for t in range(60):
     if t == 8:
-        agent.goals = stages.four_rooms_agent("goal_transformer", exp, second).goals
+        agent.goals = four_rooms.four_rooms_agent("goal_transformer", exp, second).goals
     walk.append(position)
     action, _ = agent.act(position)
-    position = fourrooms.move(position, action)
+    position = rooms.move(position, action)
     agent.observe(np.zeros(1), np.ones(1, bool))
-    if fourrooms.reached(position, second)[0]:
+    if rooms.reached(position, second)[0]:
         break
 print(f"after {t + 1} steps at {position[0].round(1)}; the second goal is {second[0]}")
 

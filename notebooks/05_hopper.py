@@ -33,7 +33,11 @@ import torch
 from IPython.display import Markdown
 from tqdm import tqdm
 
-from ttlib import control, draw, envs, experiments, results, search, stages
+from ttlib import control, search
+from ttlib.drawing import figures
+from ttlib.environments import bodies, tasks
+from ttlib.pipeline import experiments, places, results, statistics, store
+from ttlib.pipeline.rollouts import rollout_rows, run_rollouts, value_rows
 
 NAME = "hopper-long"
 profiles = {profile: experiments.get(NAME, size, profile) for profile in experiments.PROFILES}
@@ -47,19 +51,19 @@ exp = profiles["v1"]
 # own file {cite:p}`fu2020d4rl` is the replay buffer of such a run.
 
 # %%
-data = stages.dataset(exp.data)
+data = store.dataset(exp.data)
 print(f"{len(data)} episodes, {len(data.states):,} steps, {data.terminal.mean():.0%} of episodes end in a fall")
 print(f"return {data.returns.mean():.0f} on average, deviation {data.returns.std():.0f}, best {data.returns.max():.0f}")
-d4rl = pd.read_csv(results.ROOT / "data" / "d4rl_returns.tsv", sep="\t").set_index("dataset").loc[f"{exp.data.name}-v2"]
+d4rl = pd.read_csv(places.ROOT / "data" / "d4rl_returns.tsv", sep="\t").set_index("dataset").loc[f"{exp.data.name}-v2"]
 print(f"D4RL's file: {d4rl['mean']:.0f} on average, deviation {d4rl['std']:.0f}, best {d4rl['max']:.0f}")
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-hopper-data", "caption": "Returns and lengths of the regenerated episodes."}, "image": {"alt": "Left: histogram of returns with a tail to the right. Right: return against length, nearly a line."}}
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
-left.hist(data.returns, bins=40, color=draw.COLOURS["data"])
-left.axvline(data.returns.mean(), color=draw.COLOURS["other"], label="mean")
+left.hist(data.returns, bins=40, color=figures.COLOURS["data"])
+left.axvline(data.returns.mean(), color=figures.COLOURS["other"], label="mean")
 left.set(xlabel="return (sum of rewards)", ylabel="episodes")
 left.legend(frameon=False)
-right.plot(data.lengths, data.returns, ".", ms=3, color=draw.COLOURS["data"])
+right.plot(data.lengths, data.returns, ".", ms=3, color=figures.COLOURS["data"])
 right.set(xlabel="length (steps)", ylabel="return")
 figure.suptitle(f"hopper-medium-replay, regenerated ({size})")
 plt.show()
@@ -95,7 +99,7 @@ pd.DataFrame(
 )
 
 # %%
-models = {profile: stages.load_or_train(e) for profile, e in profiles.items()}
+models = {profile: store.load_or_train(e) for profile, e in profiles.items()}
 
 # %% [markdown]
 # ## A plan
@@ -130,26 +134,26 @@ for profile, e in profiles.items():
 # %%
 @functools.lru_cache
 def planned(profile: str) -> list[control.Rollout]:
-    with tqdm(total=envs.MAX_STEPS, desc=f"planning, {profile}") as bar:
-        return stages.act(profiles[profile], "tto", exp.seeds, progress=lambda going: bar.update())
+    with tqdm(total=tasks.MAX_STEPS, desc=f"planning, {profile}") as bar:
+        return run_rollouts(profiles[profile], "tto", exp.seeds, progress=lambda going: bar.update())
 
 
 def roll_out() -> pd.DataFrame:
     rows = []
     for profile, e in profiles.items():
         setting = f"past {e.past}, horizon {e.plan.horizon}, {e.plan.plans} x {e.plan.candidates}"
-        rows += stages.rollout_rows(planned(profile), e, "tto", setting)
-        rows += stages.rollout_rows(stages.act(e, "sampling", e.seeds), e, "tto", "sampling")
+        rows += rollout_rows(planned(profile), e, "tto", setting)
+        rows += rollout_rows(run_rollouts(e, "sampling", e.seeds), e, "tto", "sampling")
     for model_seed in range(3):
-        runs = stages.act(exp, "bc", exp.seeds, model_seed)
-        rows += stages.rollout_rows(runs, exp, "bc", "MLP 2 x 256", model_seed)
-    runs = stages.act(exp, "behaviour", tuple(range(2 if size == "smoke" else 36)))
-    return pd.DataFrame(rows + stages.rollout_rows(runs, exp, "behaviour", "12 snapshots in turn"))
+        runs = run_rollouts(exp, "bc", exp.seeds, model_seed)
+        rows += rollout_rows(runs, exp, "bc", "MLP 2 x 256", model_seed)
+    runs = run_rollouts(exp, "behaviour", tuple(range(2 if size == "smoke" else 36)))
+    return pd.DataFrame(rows + rollout_rows(runs, exp, "behaviour", "12 snapshots in turn"))
 
 
 common = {
     "config": {"experiments": list(profiles.values()), "seeds": exp.seeds, "profile": "v1 and released"},
-    "inputs": {e.label: stages.weights_key(e) for e in profiles.values()},
+    "inputs": {e.label: store.weights_key(e) for e in profiles.values()},
 }
 rollouts = results.table("hopper_rollouts", size, roll_out, **common)
 
@@ -169,7 +173,7 @@ def summary() -> pd.DataFrame:
     rows = []
     for (how, profile), label in ORDER.items():
         runs = rollouts[(rollouts.how == how) & (rollouts.profile == profile)]
-        low, high = results.bootstrap(runs["return"])
+        low, high = statistics.bootstrap(runs["return"])
         rows.append({"method": label, "mean": runs["return"].mean(), "low": low, "high": high, "std": runs["return"].std(),
                      "stderr": runs["return"].sem(), "score": runs.score.mean(), "n": len(runs),
                      "length": runs.length.mean(), "fell": runs.fell.mean()})  # fmt: skip
@@ -192,7 +196,7 @@ shown[columns].style.hide(axis="index").format(
 # The paper names no version of the data; to our knowledge the numbers it cites from others are on D4RL's -v0.
 
 # %% tags=["hide-input"]
-published = pd.read_csv(results.ROOT / "data" / "published_table1.csv").query("dataset == @exp.data.name").set_index("method")
+published = pd.read_csv(places.ROOT / "data" / "published_table1.csv").query("dataset == @exp.data.name").set_index("method")
 published[["mean", "plus_minus", "source"]].style.format("{:.1f}", subset=["mean", "plus_minus"], na_rep="")
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-hopper-returns", "caption": "Every rollout (dots), means and 90% bootstrap intervals (bars). The dashed line is the mean return of the data."}, "image": {"alt": "Dot plot of returns of planning and sampling in two profiles, behaviour cloning and the behaviour policies, against the data's mean."}}
@@ -200,10 +204,10 @@ figure, axes = plt.subplots(figsize=(8, 3.4))
 rng = np.random.default_rng(0)
 for y, ((how, profile), row) in enumerate(zip(ORDER, table.itertuples())):
     runs = rollouts[(rollouts.how == how) & (rollouts.profile == profile)]["return"]
-    colour = draw.COLOURS["transformer" if how == "tto" else "third" if how == "sampling" else "data"]
+    colour = figures.COLOURS["transformer" if how == "tto" else "third" if how == "sampling" else "data"]
     axes.plot(runs, y + rng.uniform(-0.22, 0.22, len(runs)), ".", ms=5, color=colour, alpha=0.5)
     axes.errorbar(row.mean, y, xerr=[[row.mean - row.low], [row.high - row.mean]], fmt="|", ms=14, lw=4, color=colour)
-axes.axvline(data.returns.mean(), ls="--", lw=1, color=draw.COLOURS["other"])
+axes.axvline(data.returns.mean(), ls="--", lw=1, color=figures.COLOURS["other"])
 axes.set(yticks=range(len(ORDER)), yticklabels=ORDER.values(), xlabel="return", title=f"{exp.data.name} ({size})")
 axes.invert_yaxis()
 axes.spines[["top", "right"]].set_visible(False)
@@ -218,7 +222,7 @@ plt.show()
 
 # %%
 def promised() -> pd.DataFrame:
-    return pd.DataFrame([row for profile, e in profiles.items() for row in stages.value_rows(planned(profile), e)])
+    return pd.DataFrame([row for profile, e in profiles.items() for row in value_rows(planned(profile), e)])
 
 
 values = results.table("hopper_values", size, promised, **common, stage=2)
@@ -226,9 +230,9 @@ values = results.table("hopper_values", size, promised, **common, stage=2)
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-hopper-values", "caption": "Value predicted by the chosen plan against the discounted return that followed, every fifth step of every rollout. On the dashed line a plan keeps its promise; below it the model was too hopeful."}, "image": {"alt": "Two scatter plots, one per profile, of predicted value against achieved discounted return with the diagonal."}}
 figure, panels = plt.subplots(1, 2, figsize=(8, 3.7), layout="constrained", sharex=True, sharey=True)
 for axes, (profile, rows) in zip(panels, values.groupby("profile", sort=False)):
-    axes.plot(rows.predicted, rows.achieved, ".", ms=3, alpha=0.4, color=draw.COLOURS["transformer"])
+    axes.plot(rows.predicted, rows.achieved, ".", ms=3, alpha=0.4, color=figures.COLOURS["transformer"])
     ends = [rows.achieved.min(), rows.achieved.max()]
-    axes.plot(ends, ends, "--", lw=1, color=draw.COLOURS["other"])
+    axes.plot(ends, ends, "--", lw=1, color=figures.COLOURS["other"])
     correlation = np.corrcoef(rows.predicted, rows.achieved)[0, 1]
     axes.set(title=f"{profile}: correlation {correlation:.2f}", xlabel="predicted value")
 panels[0].set_ylabel("achieved (discounted)")
@@ -247,7 +251,7 @@ def poses() -> pd.DataFrame:
     """Joint positions of 12 poses, eight steps apart from step 60 on, of the median rollout of the better profile."""
     runs = sorted(planned(better), key=lambda run: run.total)
     run = runs[len(runs) // 2]
-    qpos = envs.replay("hopper", run.seed, np.array(run.actions))
+    qpos = tasks.replay("hopper", run.seed, np.array(run.actions))
     times = np.arange(60, len(qpos), 8)[:12] if len(qpos) > 160 else np.linspace(0, len(qpos) - 1, 12).astype(int)
     return pd.DataFrame(qpos[times], columns=[f"q{i}" for i in range(qpos.shape[1])]).assign(t=times, seed=run.seed, total=run.total)
 
@@ -256,8 +260,8 @@ strip = results.table("hopper_poses", size, poses, **common)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-hopper-strip", "caption": "The planner's hopper, from the rollout of median return. Poses are set side by side; the labels are steps of 8 ms."}, "image": {"alt": "A dozen poses of a one-legged hopper leaping from left to right."}}
 figure, axes = plt.subplots(figsize=(10, 2.6))
-ends, radii, _ = envs.capsules("hopper", strip.filter(regex="q\\d").to_numpy())
-at = draw.strip(axes, ends, radii, draw.COLOURS["transformer"], spacing=1.1)
+ends, radii, _ = bodies.capsules("hopper", strip.filter(regex="q\\d").to_numpy())
+at = figures.strip(axes, ends, radii, figures.COLOURS["transformer"], spacing=1.1)
 axes.set_xticks(at, strip.t)
 axes.set(xlabel="step", title=f"Profile {better}, return {strip.total[0]:.0f} ({size})")
 results.save_figure(figure, "hopper_strip", size)
@@ -272,7 +276,7 @@ plt.show()
 # achieved value.
 
 # %% tags=["hide-input"]
-tried = pd.read_csv(results.ROOT / "data" / "tried_hopper.csv")
+tried = pd.read_csv(places.ROOT / "data" / "tried_hopper.csv")
 tried["training"] = [
     f"{row.profile}: {row.optimiser}, batch {row.batch}, {row._5:.1f} million tokens" for row in tried.itertuples()
 ]
@@ -291,7 +295,7 @@ beaten = [
     f"{name} ({rows.loc[label, 'mean']:.0f})" if ours.low > rows.loc[label, "mean"] else f"**not** {name}"
     for name, label in (("behaviour cloning", "behaviour cloning"), ("the data's policies", "the data's policies"))
 ]
-pays = pd.read_csv(results.ROOT / "data" / "tried_hopper.csv").query("acting != 'sampling' and mean > @data.returns.mean()")
+pays = pd.read_csv(places.ROOT / "data" / "tried_hopper.csv").query("acting != 'sampling' and mean > @data.returns.mean()")
 gap = (values.assign(gap=values.predicted - values.achieved).groupby("profile").gap.mean()).round(0)
 Markdown(
     f"The better profile here is `{better}`: mean return {ours['mean']:.0f}, 90% interval [{ours.low:.0f}, {ours.high:.0f}], "
@@ -329,9 +333,9 @@ def changed(name: str, **plan) -> None:
     other = replace(e, plan=replace(e.plan, **plan), seeds=tuple(range(2000, 2002 if size == "smoke" else 2004)))
 
     def roll_out() -> pd.DataFrame:
-        return pd.DataFrame(stages.rollout_rows(stages.act(other, "tto", other.seeds), other, "tto", name))
+        return pd.DataFrame(rollout_rows(run_rollouts(other, "tto", other.seeds), other, "tto", name))
 
-    inputs = {e.label: stages.weights_key(e)}
+    inputs = {e.label: store.weights_key(e)}
     rows = results.table(f"exercise_{name}", size, roll_out, {"experiment": other, "seeds": other.seeds}, inputs)
     print(f"{name}: return {rows['return'].mean():.0f}, {rows.length.mean():.0f} steps, over {len(rows)} rollouts")
 

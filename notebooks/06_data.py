@@ -33,17 +33,24 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from ttlib import control, data, draw, envs, experiments, results, stages
+from ttlib import control, data
+from ttlib.datasets import hdf5, regenerated
+from ttlib.drawing import figures
+from ttlib.environments import tasks
+from ttlib.environments.bodies import capsules, pose
+from ttlib.environments.policies import policy
+from ttlib.pipeline import experiments, keys, places, results, statistics, store
+from ttlib.tokenizer import Transition
 
-QUALITIES = tuple(envs.RECIPES["hopper"])
-used = ["humanoid-expert", "humanoid-reference", *(f"{task}-{quality}" for task in envs.D4RL_TASKS for quality in QUALITIES)]
+QUALITIES = tuple(regenerated.RECIPES["hopper"])
+used = ["humanoid-expert", "humanoid-reference", *(f"{task}-{quality}" for task in tasks.D4RL_TASKS for quality in QUALITIES)]
 configs = {c.name: c for c in experiments.datasets(size) if c.name in used}
 
 
 def made_from(*names: str, **more) -> dict:
     """What a table says of its parents: the datasets it is computed from, their keys, and what else decides it."""
     chosen = {name: configs[name] for name in names}
-    return {"config": {"datasets": chosen, **more}, "inputs": {name: stages.data_key(c) for name, c in chosen.items()}}
+    return {"config": {"datasets": chosen, **more}, "inputs": {name: store.data_key(c) for name, c in chosen.items()}}
 
 
 # %% [markdown]
@@ -69,7 +76,7 @@ def made_from(*names: str, **more) -> dict:
 #
 # - **Regenerated**, the default: `make data` rolls out policies kept in `data/policies`, no network needed. These
 #   files are named like D4RL's but without its version, `hopper-medium`, and they are not D4RL's data.
-# - **Official** D4RL files, version `-v2`: `official.fetch("hopper-medium-v2")` of `ttlib/official.py` finds the file in
+# - **Official** D4RL files, version `-v2`: `official.fetch("hopper-medium-v2")` of `ttlib/datasets/official.py` finds the file in
 #   `D4RL_DATASET_DIR` or else `~/.d4rl/datasets`, or in `data/d4rl/`, or downloads it, and checks size and sha256. They are
 #   licensed CC BY 4.0. The paper names no version; `-v2` is our choice. Its `mixed` is their `medium-replay`.
 # - **The humanoid**, further down: no part of D4RL; made for the paper's Figures 1 and 2.
@@ -84,19 +91,19 @@ def made_from(*names: str, **more) -> dict:
 # `expert` by the last, `medium-replay` by all snapshots up to medium in equal shares, `random` by uniform actions.
 
 # %% tags=["hide-input"]
-published = pd.read_csv(results.ROOT / "data" / "d4rl_returns.tsv", sep="\t").set_index("dataset")
+published = pd.read_csv(places.ROOT / "data" / "d4rl_returns.tsv", sep="\t").set_index("dataset")
 published.index = published.index.str.removesuffix("-v2")
 
 
 def policies(task: str, quality: str) -> str:
     """The training steps at which the snapshots behind a dataset were taken."""
-    steps = envs.recipe(task, quality).snapshots
+    steps = regenerated.recipe(task, quality).snapshots
     if len(steps) > 2:
         return f"{len(steps)} from {steps[0]:,} to {steps[-1]:,}"
     return " and ".join(f"{step:,}" for step in steps) if any(steps) else "uniform actions"
 
 
-pd.DataFrame({task: {q: policies(task, q) for q in QUALITIES} for task in envs.D4RL_TASKS})
+pd.DataFrame({task: {q: policies(task, q) for q in QUALITIES} for task in tasks.D4RL_TASKS})
 
 # %% [markdown]
 # The numbers are training steps. D4RL's own `medium-replay` is something else: the replay buffer of a training run,
@@ -114,9 +121,9 @@ SPAN = 1.4  # seconds over which poses are spread
 def survey(name: str) -> dict:
     """Returns, lengths and ends of the episodes (E,), and eight poses of the one of median return."""
     c = configs[name]
-    arrays = data.read(stages.dataset_file(c))
-    e = data.episodes(arrays, stages.ACTION_RANGE)
-    env = envs.make(c.task)
+    arrays = hdf5.read(store.dataset_file(c))
+    e = data.episodes(arrays, store.ACTION_RANGE)
+    env = tasks.make(c.task)
     dt = env.unwrapped.dt
     env.close()
     middle = np.argsort(e.returns, kind="stable")[len(e) // 2]
@@ -143,11 +150,11 @@ def describe() -> pd.DataFrame:
 
 
 parents = made_from(*configs)
-parents["inputs"]["d4rl_returns.tsv"] = results.file_key(results.ROOT / "data" / "d4rl_returns.tsv")
+parents["inputs"]["d4rl_returns.tsv"] = keys.file_key(places.ROOT / "data" / "d4rl_returns.tsv")
 table = results.table("datasets", size, describe, **parents)
 
 # %% tags=["hide-input"]
-shown = table[table.dataset.str.split("-").str[0].isin(envs.D4RL_TASKS)].drop(columns=["source", "steps"])
+shown = table[table.dataset.str.split("-").str[0].isin(tasks.D4RL_TASKS)].drop(columns=["source", "steps"])
 shown = shown.rename(columns={"published_mean": "D4RL's mean", "published_std": "D4RL's std", "mean_length": "mean length"})
 numbers = ["mean", "std", "max", "D4RL's mean", "D4RL's std", "mean length"]
 shown.style.hide(axis="index").format(dict.fromkeys(numbers, "{:.0f}") | {"fell": "{:.0%}", "episodes": "{:,}"}, na_rep="")
@@ -163,10 +170,10 @@ BINS = {"return": 60, "length": 50}
 
 def histograms() -> pd.DataFrame:
     rows = []
-    for task in envs.D4RL_TASKS:
+    for task in tasks.D4RL_TASKS:
         names = [f"{task}-{quality}" for quality in QUALITIES]
         returns = np.concatenate([survey(name)["returns"] for name in names])
-        for quantity, low, high in (("return", returns.min(), returns.max()), ("length", 0, envs.MAX_STEPS)):
+        for quantity, low, high in (("return", returns.min(), returns.max()), ("length", 0, tasks.MAX_STEPS)):
             edges = np.linspace(np.floor(low), np.ceil(high), BINS[quantity] + 1)
             for name in names:
                 counts, _ = np.histogram(survey(name)[f"{quantity}s"], edges)
@@ -183,12 +190,12 @@ def panels(quantity: str, mark) -> plt.Figure:
     """Tasks side by side, qualities one below the other; mark(axes, dataset) adds what else is known of a dataset."""
     figure, grid = plt.subplots(len(QUALITIES), 3, figsize=(9, 7), sharex="col", layout="constrained")
     for (i, j), axes in np.ndenumerate(grid):
-        name = f"{envs.D4RL_TASKS[j]}-{QUALITIES[i]}"
+        name = f"{tasks.D4RL_TASKS[j]}-{QUALITIES[i]}"
         bars = counted[(counted.dataset == name) & (counted.quantity == quantity)]
         share = 100 * bars["count"] / bars["count"].sum()
-        axes.bar(bars.low, share, bars.high - bars.low, align="edge", color=draw.COLOURS["transformer"], label="regenerated")
+        axes.bar(bars.low, share, bars.high - bars.low, align="edge", color=figures.COLOURS["transformer"], label="regenerated")
         mark(axes, name)
-        axes.set(ylim=(0, 1.12 * share.max()), title=envs.D4RL_TASKS[j] if i == 0 else None)
+        axes.set(ylim=(0, 1.12 * share.max()), title=tasks.D4RL_TASKS[j] if i == 0 else None)
         axes.set_ylabel(QUALITIES[i] if j == 0 else None)
         axes.locator_params(axis="y", nbins=3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -202,7 +209,7 @@ def published_band(axes, name: str) -> None:
     task, quality = name.split("-", 1)
     for parent in quality.split("-") if quality == "medium-expert" else [quality]:
         mean, std = published.loc[f"{task}-{parent}", ["mean", "std"]]
-        colour = draw.COLOURS["other"]
+        colour = figures.COLOURS["other"]
         axes.axvspan(mean - std, mean + std, color=colour, alpha=0.25, lw=0, zorder=0, label="D4RL, std. deviation")
         axes.axvline(mean, color=colour, lw=1.2, label="D4RL, mean")
 
@@ -215,9 +222,9 @@ plt.show()
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-dataset-lengths", "caption": "Lengths of the episodes of each regenerated dataset; the line is the mean. What stands at 1000 was ended by the time limit."}, "image": {"alt": "Fifteen histograms of episode lengths. Random hoppers and walkers fall within some dozens of steps, experts and all halfcheetahs last for 1000."}}
 means = table.set_index("dataset").mean_length
-figure = panels("length", lambda axes, name: axes.axvline(means[name], color=draw.COLOURS["other"], lw=1.5, label="mean"))
+figure = panels("length", lambda axes, name: axes.axvline(means[name], color=figures.COLOURS["other"], lw=1.5, label="mean"))
 for axes in figure.axes:
-    axes.set_xlim(0, 1.03 * envs.MAX_STEPS)
+    axes.set_xlim(0, 1.03 * tasks.MAX_STEPS)
 figure.supxlabel("length (steps)", fontsize="medium")
 figure.suptitle(f"Lengths of the regenerated episodes ({size})")
 results.save_figure(figure, "dataset_lengths", size)
@@ -226,7 +233,7 @@ plt.show()
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-dataset-poses", "caption": "The beginning of each dataset's episode of median return: eight poses, equally spaced within 1.4 s, set side by side, or within the whole episode where that is shorter."}, "image": {"alt": "Fifteen rows of eight small bodies: hoppers, two-legged walkers and halfcheetahs that crumple, stumble or run."}}
 def all_poses() -> pd.DataFrame:
-    return pd.concat(survey(f"{t}-{q}")["poses"].assign(dataset=f"{t}-{q}") for t in envs.D4RL_TASKS for q in QUALITIES)
+    return pd.concat(survey(f"{t}-{q}")["poses"].assign(dataset=f"{t}-{q}") for t in tasks.D4RL_TASKS for q in QUALITIES)
 
 
 poses = results.table("dataset_poses", size, all_poses, **made_from(*configs, seconds=SPAN))
@@ -235,8 +242,8 @@ for j, (task, spacing) in enumerate({"hopper": 1.1, "walker2d": 1.2, "halfcheeta
     for axes, quality in zip(grid[:, j], QUALITIES):
         rows = poses[poses.dataset == f"{task}-{quality}"]
         qpos = rows.filter(regex=r"q\d").dropna(axis="columns").to_numpy()
-        ends, radii, _ = envs.capsules(task, qpos)
-        draw.strip(axes, ends, radii, draw.COLOURS["transformer"], spacing)
+        ends, radii, _ = capsules(task, qpos)
+        figures.strip(axes, ends, radii, figures.COLOURS["transformer"], spacing)
         for bodies in axes.collections:
             bodies.set_rasterized(True)  # thousands of outlines
         end = rows.iloc[-1]
@@ -251,7 +258,7 @@ plt.show()
 
 # %% tags=["hide-input"]
 ratio = (table["mean"] / table.published_mean).set_axis(table.dataset)
-judged = ratio[[f"{task}-{quality}" for quality in ("medium", "expert") for task in envs.D4RL_TASKS]]
+judged = ratio[[f"{task}-{quality}" for quality in ("medium", "expert") for task in tasks.D4RL_TASKS]]
 near = (judged - 1).abs() <= 0.3
 
 
@@ -259,7 +266,7 @@ def listed(part: pd.Series) -> str:
     return ", ".join(f"{name} {value:.2f}" for name, value in part.items()) or "none"
 
 
-last = {task: envs.recipe(task, "expert").snapshots[0] for task in envs.D4RL_TASKS}
+last = {task: regenerated.recipe(task, "expert").snapshots[0] for task in tasks.D4RL_TASKS}
 ours = table.set_index("dataset")
 short = ", ".join(
     f"{task}'s, taken at {step:,} steps, has {ours['mean'][f'{task}-expert']:,.0f} of {published['mean'][f'{task}-expert']:,.0f}"
@@ -269,7 +276,7 @@ short = ", ".join(
 Markdown(
     f"Mean return over the published one: {listed(judged[near])} lie within 30%; outside: {listed(judged[~near])}. Our "
     f"experts are the last snapshots of training runs that stopped short of the published returns: {short}. As for "
-    f"medium-replay, made in another way, the quotients are {listed(ratio[[f'{task}-medium-replay' for task in envs.D4RL_TASKS]])}."
+    f"medium-replay, made in another way, the quotients are {listed(ratio[[f'{task}-medium-replay' for task in tasks.D4RL_TASKS]])}."
 )
 
 # %% [markdown]
@@ -283,7 +290,7 @@ Markdown(
 # the second being a cylinder that is longer by half a radius at each end. Hopper's four limbs have water's density:
 
 # %%
-modern, old = (envs.make("hopper", physics).unwrapped.model for physics in envs.PHYSICS)
+modern, old = (tasks.make("hopper", physics).unwrapped.model for physics in tasks.PHYSICS)
 r, L, rho = modern.geom_size[1:, 0], 2 * modern.geom_size[1:, 1], 1000.0  # geom 0 is the floor
 columns = {
     "r (m)": r,
@@ -309,16 +316,16 @@ masses.style.format("{:.4f}").format("{:.3f}", subset=["r (m)", "L (m)"])
 # %%
 def replayed() -> pd.DataFrame:
     rows = []
-    for task in envs.D4RL_TASKS:
-        arrays = data.read(stages.dataset_file(configs[f"{task}-medium"]))
-        for physics in envs.PHYSICS:
-            error = envs.replay_error(task, arrays, physics)
+    for task in tasks.D4RL_TASKS:
+        arrays = hdf5.read(store.dataset_file(configs[f"{task}-medium"]))
+        for physics in tasks.PHYSICS:
+            error = tasks.replay_error(task, arrays, physics)
             rows.append({"dataset": f"{task}-medium", "physics": physics, "median": np.median(error), "max": error.max(),
                          "steps": len(error)})  # fmt: skip
     return pd.DataFrame(rows)
 
 
-replay = results.table("replay_check", size, replayed, **made_from(*(f"{task}-medium" for task in envs.D4RL_TASKS)))
+replay = results.table("replay_check", size, replayed, **made_from(*(f"{task}-medium" for task in tasks.D4RL_TASKS)))
 replay.style.hide(axis="index").format({"median": "{:.1e}", "max": "{:.1e}"})
 
 # %% [markdown]
@@ -333,18 +340,18 @@ replay.style.hide(axis="index").format({"median": "{:.1e}", "max": "{:.1e}"})
 def both_physics() -> pd.DataFrame:
     rows = []
     for task, step in last.items():
-        for physics in envs.PHYSICS:
-            act, rng = envs.policy(task, step), np.random.default_rng(0)
+        for physics in tasks.PHYSICS:
+            act, rng = policy(task, step), np.random.default_rng(0)
             agent = control.FunctionAgent(lambda states, _, act=act, rng=rng: act(states, rng), len(seeds))
-            runs = control.rollouts(functools.partial(envs.make, task, physics), agent, seeds)
+            runs = control.rollouts(functools.partial(tasks.make, task, physics), agent, seeds)
             rows += [{"task": task, "snapshot": step, "physics": physics, "rollout_seed": run.seed, "return": run.total,
-                      "score": envs.score(task, run.total), "length": len(run.rewards), "fell": int(run.terminal)}
+                      "score": tasks.score(task, run.total), "length": len(run.rewards), "fell": int(run.terminal)}
                      for run in runs]  # fmt: skip
     return pd.DataFrame(rows)
 
 
 seeds = list(range(2 if size == "smoke" else 20))
-experts = {task: envs.policy_keys(task, "expert")[0] for task in last}
+experts = {task: store.policy_keys(task, "expert")[0] for task in last}
 runs = results.table("dataset_physics", size, both_physics, {"snapshots": last, "seeds": seeds}, experts)
 summary = runs.groupby(["task", "physics"], sort=False).agg(
     n=("fell", "size"), mean=("return", "mean"), std=("return", "std"), fell=("fell", "mean"), score=("score", "mean")
@@ -356,10 +363,10 @@ wide = runs.pivot(index=["task", "rollout_seed"], columns="physics", values="sco
 differences = []
 for task in last:
     gain = (wide.d4rl - wide.modern)[task]
-    low, high = results.bootstrap(gain)
+    low, high = statistics.bootstrap(gain)
     verdict = "more than" if low > 0 or high < 0 else "no more than"
     differences.append(f"{task} {gain.mean():+.1f} [{low:+.1f}, {high:+.1f}], {verdict} noise")
-own, other = (replay[replay.physics == physics] for physics in envs.PHYSICS)
+own, other = (replay[replay.physics == physics] for physics in tasks.PHYSICS)
 Markdown(
     f"What we saw: no step of a modern file is off by more than {own['max'].max():.0e} in its own physics; replayed in the "
     f"other, half of all steps are off by more than {other['median'].min():.0e}, whatever the robot. From modern to old physics our experts' scores "
@@ -392,12 +399,12 @@ Markdown(
 # %%
 def recovered() -> pd.DataFrame:
     """The first reference, poses from its states alone; errors of the root, mm, of it and at most in `several`."""
-    arrays = data.read(stages.dataset_file(configs["humanoid-reference"]))
+    arrays = hdf5.read(store.dataset_file(configs["humanoid-reference"]))
     e, paths = data.episodes(arrays), []
     for i in range(several):
         rows = slice(e.starts[i], e.starts[i + 1])
         truth = arrays["infos/qpos"][rows]
-        paths.append((truth, envs.pose("humanoid", e.states[rows], root=truth[0, :2])))
+        paths.append((truth, pose("humanoid", e.states[rows], root=truth[0, :2])))
     errors = pd.DataFrame([1000 * np.linalg.norm((found - truth)[:, :2], axis=1) for truth, found in paths])
     truth, found = paths[0]
     columns = {"t": range(len(truth)), "x_true": truth[:, 0], "y_true": truth[:, 1]}
@@ -412,7 +419,7 @@ recovery = results.table("humanoid_pose", size, recovered, **made_from("humanoid
 # %%
 def spread() -> pd.DataFrame:
     """Root of all references over time, metres: the middle and where nine tenths lie."""
-    arrays = data.read(stages.dataset_file(configs["humanoid-reference"]))
+    arrays = hdf5.read(store.dataset_file(configs["humanoid-reference"]))
     t = np.concatenate([np.arange(length) for length in data.episodes(arrays).lengths])
     roots = pd.DataFrame(arrays["infos/qpos"][:, :2], columns=["x", "y"]).groupby(t)
     found = {f"{axis}_{q}": roots[axis].quantile(q / 100) for axis in "xy" for q in (5, 50, 95)}
@@ -425,11 +432,11 @@ fan = results.table("humanoid_pose_spread", size, spread, **made_from("humanoid-
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
 seconds = 0.015 * fan.t
 for axis, label, colour in (("x", "forward (x)", "transformer"), ("y", "sideways (y)", "other")):
-    left.fill_between(seconds, fan[f"{axis}_5"], fan[f"{axis}_95"], color=draw.COLOURS[colour], alpha=0.3, lw=0)
-    left.plot(seconds, fan[f"{axis}_50"], color=draw.COLOURS[colour], label=label)
+    left.fill_between(seconds, fan[f"{axis}_5"], fan[f"{axis}_95"], color=figures.COLOURS[colour], alpha=0.3, lw=0)
+    left.plot(seconds, fan[f"{axis}_50"], color=figures.COLOURS[colour], label=label)
 left.set(xlabel="time (s)", ylabel="root (m)", title=f"{fan.alive[0]} references, one start")
-right.plot(0.015 * recovery.t, recovery.error_mm, color=draw.COLOURS["transformer"], label="first reference")
-right.plot(0.015 * recovery.t, recovery.largest_mm, "--", color=draw.COLOURS["data"], label=f"largest of {several}")
+right.plot(0.015 * recovery.t, recovery.error_mm, color=figures.COLOURS["transformer"], label="first reference")
+right.plot(0.015 * recovery.t, recovery.largest_mm, "--", color=figures.COLOURS["data"], label=f"largest of {several}")
 right.set(xlabel="time (s)", ylabel="error of the root (mm)", title="Path recovered from 45 numbers", ylim=(0, None))
 for axes in (left, right):
     axes.legend(frameon=False, loc="upper left")
@@ -441,8 +448,8 @@ plt.show()
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-dataset-humanoid", "caption": "The first reference, drawn from its states alone; poses are set side by side."}, "image": {"alt": "Nine poses of a humanoid that drops a little, leans forward and shuffles ahead."}}
 figure, axes = plt.subplots(figsize=(9, 2.7))
 some = recovery.iloc[:: (len(recovery) - 1) // 8 or 1]
-ends, radii, _ = envs.capsules("humanoid", some.filter(regex=r"q\d").to_numpy())
-at = draw.strip(axes, ends, radii, draw.COLOURS["transformer"], spacing=1.0)
+ends, radii, _ = capsules("humanoid", some.filter(regex=r"q\d").to_numpy())
+at = figures.strip(axes, ends, radii, figures.COLOURS["transformer"], spacing=1.0)
 axes.set_xticks(at, [f"{0.015 * t:.2f}" for t in some.t])
 axes.set(xlabel="time (s)", title=f"Humanoid, recovered ({size})")
 for bodies in axes.collections:
@@ -461,7 +468,7 @@ plt.show()
 # %%
 def window() -> pd.DataFrame:
     """The first transitions of a training window, in standard deviations of each dimension."""
-    e = stages.dataset(masked.data)
+    e = store.dataset(masked.data)
     first = slice(e.starts[0], e.starts[0] + 16)
     states = (e.states[first] - e.states.mean(0)) / np.maximum(e.states.std(0), 1e-6)
     t, dimension = np.indices(states.shape)
@@ -475,7 +482,7 @@ hidden = results.table("dataset_hidden", size, window, **made_from("humanoid-exp
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-dataset-hidden", "caption": "Sixteen successive states of the masked humanoid; grey cells are hidden. Colours give a value in standard deviations from its mean."}, "image": {"alt": "A grid of 16 by 45 cells from blue to orange, half of them grey without a pattern."}}
 from matplotlib.colors import LinearSegmentedColormap
 
-colours = LinearSegmentedColormap.from_list("diverging", [draw.COLOURS["transformer"], "white", draw.COLOURS["other"]])
+colours = LinearSegmentedColormap.from_list("diverging", [figures.COLOURS["transformer"], "white", figures.COLOURS["other"]])
 colours.set_bad("#777777")
 cells = hidden.pivot(index="t", columns="dimension", values="value")
 seen = hidden.pivot(index="t", columns="dimension", values="hidden") == 0
@@ -520,31 +527,8 @@ Markdown(
 
 # %%
 mean = table.set_index("dataset")["mean"]
-scores = {q: {task: envs.score(task, mean[f"{task}-{q}"]) for task in envs.D4RL_TASKS} for q in QUALITIES}
+scores = {q: {task: tasks.score(task, mean[f"{task}-{q}"]) for task in tasks.D4RL_TASKS} for q in QUALITIES}
 pd.DataFrame(scores).T.style.format("{:.1f}")
-
-# %% [markdown]
-# The row `medium-expert` answers, for one who imitates episodes as often as they occur: its mean is one over *episodes*,
-# and where the medium policy falls early it has more episodes in its half of the steps than the expert in its. To
-# reach the expert's row one has to choose.
-#
-# ````{solution-end}
-# ````
-#
-# ```{exercise} Ends that are lost
-# :label: data-timeouts
-#
-# Five steps with reward 1, ended by the clock, then five more, ended by a fall. What is reward-to-go
-# ($\gamma = 0.9$) if the file has lost its `timeouts`? And with a reward of -100 for falling, if timeouts are
-# taken for falls?
-# ```
-#
-# ````{solution-start} data-timeouts
-# :class: dropdown
-# ````
-
-# %%
-from ttlib.tokenizer import Transition
 
 clock, fall, none = np.arange(10) == 4, np.arange(10) == 9, np.zeros(10, bool)
 toy = {"observations": np.zeros((10, 1)), "actions": np.zeros((10, 1)), "rewards": np.ones(10)}
@@ -584,15 +568,15 @@ SECRET = 3  # seed of the colleague's choice
 
 
 def mystery() -> pd.DataFrame:
-    secret = envs.PHYSICS[np.random.default_rng(SECRET).integers(2)]
+    secret = tasks.PHYSICS[np.random.default_rng(SECRET).integers(2)]
     with tempfile.TemporaryDirectory() as folder:
-        envs.regenerate(Path(folder) / "walker.hdf5", "walker2d", "medium", 2000, seed=7, physics=secret)
-        arrays = data.read(Path(folder) / "walker.hdf5")
-    errors = {physics: np.median(envs.replay_error("walker2d", arrays, physics)) for physics in envs.PHYSICS}
+        regenerated.regenerate(Path(folder) / "walker.hdf5", "walker2d", "medium", 2000, seed=7, physics=secret)
+        arrays = hdf5.read(Path(folder) / "walker.hdf5")
+    errors = {physics: np.median(tasks.replay_error("walker2d", arrays, physics)) for physics in tasks.PHYSICS}
     return pd.DataFrame({"physics": errors.keys(), "median": errors.values(), "secret": secret})
 
 
-walker = {"walker2d-medium": envs.policy_keys("walker2d", "medium")[0]}
+walker = {"walker2d-medium": store.policy_keys("walker2d", "medium")[0]}
 config = {"task": "walker2d", "quality": "medium", "steps": 2000, "seeds": [7, SECRET]}
 found = results.table("dataset_mystery", size, mystery, config, walker)
 guess = found.physics[found["median"].idxmin()]

@@ -41,7 +41,11 @@ import pandas as pd
 from IPython.display import Markdown
 from tqdm import tqdm
 
-from ttlib import control, data, draw, experiments, own, results, stages, tokenizer
+from ttlib import control, data, tokenizer
+from ttlib.datasets import hdf5, own
+from ttlib.drawing import figures
+from ttlib.pipeline import experiments, results, statistics, store
+from ttlib.pipeline.rollouts import run_rollouts
 from ttlib.tokenizer import Transition
 
 exp = experiments.get("pendulum", size)
@@ -75,7 +79,7 @@ Markdown(f"```python\n{inspect.getsource(own.collect)}```")
 Markdown(f"```python\n{inspect.getsource(own.clumsy)}```")
 
 # %%
-arrays = data.read(stages.dataset_file(exp.data))  # made by own.swing_up, the two functions above, if it is not there
+arrays = hdf5.read(store.dataset_file(exp.data))  # made by own.swing_up, the two functions above, if it is not there
 episodes = data.episodes(arrays, action_range=(-2.0, 2.0))
 returns = episodes.returns
 print({name: array.shape for name, array in arrays.items()})
@@ -98,17 +102,17 @@ print(f"longest stay within 20 degrees of upright: {held.mean():.1f} s on averag
 def trace(axes, heights: np.ndarray, colour: str) -> None:
     """The height of the tip over time: the cosine of the angle, since the pendulum is 1 m long."""
     axes.plot(np.arange(len(heights)) * 0.05, heights, color=colour, lw=1.4)
-    axes.axhline(1, ls="--", lw=1, color=draw.COLOURS["other"])
+    axes.axhline(1, ls="--", lw=1, color=figures.COLOURS["other"])
     axes.set(ylim=(-1.1, 1.1), yticks=[-1, 0, 1], xlabel="time (s)", ylabel="height of the tip (m)")
 
 
 median = np.argsort(returns)[len(returns) // 2]
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
-left.hist(returns, bins=30, color=draw.COLOURS["data"])
-left.axvline(returns.mean(), color=draw.COLOURS["other"], label="mean")
+left.hist(returns, bins=30, color=figures.COLOURS["data"])
+left.axvline(returns.mean(), color=figures.COLOURS["other"], label="mean")
 left.set(xlabel="return (sum of rewards)", ylabel="episodes")
 left.legend(frameon=False)
-trace(right, episodes.states[episodes.starts[median] : episodes.starts[median + 1], 0], draw.COLOURS["data"])
+trace(right, episodes.states[episodes.starts[median] : episodes.starts[median + 1], 0], figures.COLOURS["data"])
 figure.suptitle(f"The clumsy controller ({size})")
 plt.show()
 
@@ -121,8 +125,8 @@ plt.show()
 # %%
 with tempfile.TemporaryDirectory() as folder:
     file = Path(folder) / "mine.hdf5"
-    data.write(file, arrays)
-    loaded_file = data.load(file, action_range=(-2.0, 2.0))
+    hdf5.write(file, arrays)
+    loaded_file = hdf5.load(file, action_range=(-2.0, 2.0))
 print((loaded_file.states == episodes.states).all() and (loaded_file.starts == episodes.starts).all())
 
 # %% [markdown]
@@ -183,7 +187,7 @@ wrong("another unit", actions=10 * arrays["actions"])
 #    $1 / (1 - \gamma)$ steps well below the episodes' length that touches few steps.
 
 # %%
-training, held_out = stages.windows(exp)
+training, held_out = store.windows(exp)
 steps = data.steps_table(episodes, transition, exp.bins.gamma, exp.bins.include_current)
 counts = np.stack([np.bincount(column, minlength=V) for column in training.bins.T])
 pd.DataFrame(
@@ -225,7 +229,7 @@ pd.Series(
 ).to_frame(size)
 
 # %%
-loaded = stages.load_or_train(exp)
+loaded = store.load_or_train(exp)
 
 # %% [markdown]
 # Then the held-out loss, dimension by dimension, beside what one would pay without a model: the entropy of the
@@ -238,8 +242,8 @@ entropy = -(p * np.log(np.where(p > 0, p, 1))).sum(1)
 nats = np.array(loaded.about["held_out_by_dimension"])
 figure, axes = plt.subplots(figsize=(7.5, 3))
 y = np.arange(transition.D)
-axes.barh(y - 0.19, nats, 0.36, color=draw.COLOURS["transformer"], label="model, held-out")
-axes.barh(y + 0.19, entropy, 0.36, color=draw.COLOURS["data"], label="entropy of the bins")
+axes.barh(y - 0.19, nats, 0.36, color=figures.COLOURS["transformer"], label="model, held-out")
+axes.barh(y + 0.19, entropy, 0.36, color=figures.COLOURS["data"], label="entropy of the bins")
 axes.set(yticks=y, yticklabels=["cos", "sin", "velocity", "torque", "$r$", "$R$"], xlabel="nats a token", title=f"What has been learned ({size})")
 axes.invert_yaxis()
 axes.spines[["top", "right"]].set_visible(False)
@@ -258,7 +262,7 @@ plt.show()
 @functools.lru_cache
 def rolled_out(method: str) -> list[control.Rollout]:
     with tqdm(total=200, desc=method) as bar:
-        return stages.act(exp, method, exp.seeds, progress=lambda going: bar.update(), make=make)
+        return run_rollouts(exp, method, exp.seeds, progress=lambda going: bar.update(), make=make)
 
 
 METHODS = {"tto": "planning", "sampling": "sampling"}
@@ -269,13 +273,13 @@ def returns_of_all() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "seed", "return", "upright"])
 
 
-common = {"config": {"experiment": exp, "methods": METHODS, "seeds": exp.seeds, "profile": exp.profile}, "inputs": {exp.label: stages.weights_key(exp)}}
+common = {"config": {"experiment": exp, "methods": METHODS, "seeds": exp.seeds, "profile": exp.profile}, "inputs": {exp.label: store.weights_key(exp)}}
 rollouts = results.table("own_rollouts", size, returns_of_all, **common)
 
 # %% tags=["hide-input"]
 rows = {label: rollouts[rollouts.method == method]["return"].to_numpy() for method, label in METHODS.items()} | {"the data": returns}
 table = pd.DataFrame(
-    [(label, len(x), x.mean(), *results.bootstrap(x), x.std(), x.max()) for label, x in rows.items()],
+    [(label, len(x), x.mean(), *statistics.bootstrap(x), x.std(), x.max()) for label, x in rows.items()],
     columns=["method", "n", "mean", "low", "high", "deviation", "best"],
 ).set_index("method")
 stays = rollouts.groupby("method").upright.mean()
@@ -291,9 +295,9 @@ shown.style.format("{:.0f}", subset=["mean", "deviation", "best"]).format("{:.1f
 figure, axes = plt.subplots(figsize=(8, 2.6))
 rng = np.random.default_rng(0)
 for y, (x, row, colour) in enumerate(zip(rows.values(), table.itertuples(), ("transformer", "third", "data"))):
-    axes.plot(x, y + rng.uniform(-0.22, 0.22, len(x)), ".", ms=5, color=draw.COLOURS[colour], alpha=0.5 if len(x) < 50 else 0.2)
-    axes.errorbar(row.mean, y, xerr=[[row.mean - row.low], [row.high - row.mean]], fmt="|", ms=14, lw=4, color=draw.COLOURS[colour])
-axes.axvline(returns.max(), ls="--", lw=1, color=draw.COLOURS["other"])
+    axes.plot(x, y + rng.uniform(-0.22, 0.22, len(x)), ".", ms=5, color=figures.COLOURS[colour], alpha=0.5 if len(x) < 50 else 0.2)
+    axes.errorbar(row.mean, y, xerr=[[row.mean - row.low], [row.high - row.mean]], fmt="|", ms=14, lw=4, color=figures.COLOURS[colour])
+axes.axvline(returns.max(), ls="--", lw=1, color=figures.COLOURS["other"])
 axes.set(yticks=range(len(rows)), yticklabels=rows, xlabel="return", title=f"Pendulum ({size})")
 axes.invert_yaxis()
 axes.spines[["top", "right"]].set_visible(False)
@@ -316,7 +320,7 @@ planned = results.table("own_heights", size, heights, **common)
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-own-heights", "caption": "The worst, the median and the best of the planned episodes. On the dashed line the pendulum stands upright."}, "image": {"alt": "Three plots of the height of the tip against time; after at most a few swings it comes up to one metre and stays there."}}
 figure, panels = plt.subplots(1, 3, figsize=(11, 3), layout="constrained", sharey=True)
 for axes, (which, run) in zip(panels, planned.groupby("which", sort=False)):
-    trace(axes, run.height.to_numpy(), draw.COLOURS["transformer"])
+    trace(axes, run.height.to_numpy(), figures.COLOURS["transformer"])
     axes.set_title(f"{which}, return {run.total.iloc[0]:.0f}")
 for axes in panels[1:]:
     axes.set_ylabel("")
@@ -358,7 +362,7 @@ plt.show()
 #
 # 1. Write down $N$, $M$ and the range of the actions. Put your data into the five arrays.
 # 2. `data.episodes(arrays, action_range)`; do what it says until it is silent.
-# 3. `stages.keep` stores them, by their content: change one number and the model is trained anew, change none and
+# 3. `store.keep` stores them, by their content: change one number and the model is trained anew, change none and
 #    it is found again. `experiments.own` gives the settings of this page. Change them with `replace`: for a robot
 #    with ten or more dimensions take four layers, a width of 128 and three times the updates.
 # 4. Look at the table of bins, train, look at the loss of each dimension.
@@ -376,17 +380,17 @@ plt.show()
 # %%
 def on_your_own(arrays: dict[str, np.ndarray], environment: str) -> None:
     found = data.episodes(arrays)
-    config = stages.keep("mine", arrays)  # data/regenerated/own-mine-...
+    config = store.keep("mine", arrays)  # data/regenerated/own-mine-...
     mine = experiments.own("mine", config, Transition(found.states.shape[1], found.actions.shape[1]), size)
-    stages.load_or_train(mine)
+    store.load_or_train(mine)
     print(f"data: return {found.returns.mean():.1f} on average, best {found.returns.max():.1f}")
     for method in ("sampling", "tto") if environment else ():
-        runs = stages.act(mine, method, tuple(range(1000, 1005)), make=lambda: gymnasium.make(environment))
+        runs = run_rollouts(mine, method, tuple(range(1000, 1005)), make=lambda: gymnasium.make(environment))
         print(f"{method}: return {np.mean([run.total for run in runs]):.1f}, over {len(runs)} episodes")
 
 
 if path:
-    on_your_own(data.read(path), environment)
+    on_your_own(hdf5.read(path), environment)
 else:
     print("no path given: nothing to do")
 

@@ -32,9 +32,10 @@ import pandas as pd
 from IPython.display import Markdown
 from matplotlib.ticker import LogLocator
 
-from ttlib import draw, results
+from ttlib.drawing import figures
+from ttlib.pipeline import places, results
 
-FOLDER = results.folder(size)
+FOLDER = places.folder(size)
 
 
 def plain_ticks(axis) -> None:
@@ -45,9 +46,9 @@ def plain_ticks(axis) -> None:
 
 planning, training, scaling, profile = (results.bench(name, size) for name in ("planning", "training", "scaling", "profile"))
 about = json.loads((FOLDER / "bench_planning.json").read_text())
-published = pd.read_csv(results.ROOT / "data" / "published_speed.csv")
+published = pd.read_csv(places.ROOT / "data" / "published_speed.csv")
 MODEL = planning.model[0]
-TASKS = {"hopper": draw.COLOURS["transformer"], "halfcheetah": draw.COLOURS["other"]}
+TASKS = {"hopper": figures.COLOURS["transformer"], "halfcheetah": figures.COLOURS["other"]}
 Markdown(f"Measured on: {about['machine']}, torch {about['versions']['torch']}, size `{size}`.")
 
 # %% [markdown]
@@ -120,7 +121,7 @@ peers.style.format("{:.3g} s", na_rep="")
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-speed-profile", "caption": "One fast decision for hopper by kind of operation, as the profiler sees it, which makes small operations look a little dearer than they are."}, "image": {"alt": "Stacked horizontal bars of shares of time by kind of operation, one bar for each number of environments and number type."}}
 KINDS = ["matrix products", "attention products", "softmax, GELU, LayerNorm", "copies and indexing", "choosing: sort, top-k, draws", "all else, dispatch"]
-SHADES = [*(draw.COLOURS[c] for c in ("transformer", "third", "other", "fourth")), "#E69F00", "#999999"]
+SHADES = [*(figures.COLOURS[c] for c in ("transformer", "third", "other", "fourth")), "#E69F00", "#999999"]
 shares = profile.pivot_table(index=["dtype", "environments"], columns="kind", values="share", sort=False).fillna(0)
 figure, axes = plt.subplots(figsize=(8, 0.9 + 0.5 * len(shares)), layout="constrained")
 left = np.zeros(len(shares))
@@ -182,9 +183,9 @@ figure, panels = plt.subplots(1, 4, figsize=(10, 2.9), sharey=True, layout="cons
 for axes, (axis, column) in zip(panels, AXES.items()):
     rows = scaling[(scaling.axis == axis) & (scaling[column] > 0)]
     x, y = rows[column].to_numpy(float), (rows.seconds_per_decision * rows.environments).to_numpy()
-    axes.loglog(x, y, "o", ms=5, color=draw.COLOURS["transformer"])
+    axes.loglog(x, y, "o", ms=5, color=figures.COLOURS["transformer"])
     exponent = rows.exponent.iloc[0]
-    axes.loglog(x, np.exp(np.log(y).mean()) * (x / np.exp(np.log(x).mean())) ** exponent, color=draw.COLOURS["other"], lw=1)
+    axes.loglog(x, np.exp(np.log(y).mean()) * (x / np.exp(np.log(x).mean())) ** exponent, color=figures.COLOURS["other"], lw=1)
     label = {"horizon": "horizon (transitions)", "past": "past (transitions)"}.get(axis, axis)
     axes.set(xlabel=label, title=f"exponent {exponent:.2f}")
     axes.set_xticks(x, [f"{v:.0f}" for v in x])
@@ -212,7 +213,7 @@ figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="const
 for axes, task in zip(panels, TASKS):
     for (h, rows), colour, marker in zip(live[live.task == task].groupby("horizon"), SHADES, "osD^"):
         axes.loglog(rows.plans, 1e3 * rows.seconds_per_decision, marker=marker, ms=5, color=colour, label=f"$h = {h}$")
-    axes.axhline(LIMITS[task], ls="--", lw=1, color=draw.COLOURS["data"])
+    axes.axhline(LIMITS[task], ls="--", lw=1, color=figures.COLOURS["data"])
     plans = sorted(live.plans.unique())
     axes.set_xticks(plans, [str(n) for n in plans])
     axes.minorticks_off()
@@ -255,13 +256,13 @@ peers.style.format("{:,.0f} tokens / s").set_caption("published, not measured he
 # %% [markdown]
 # ## Time to quality
 #
-# Tokens per second are not what a laptop's owner pays for. The curves below (`tools/tune_training.py`) are held-out
+# Tokens per second are not what a laptop's owner pays for. The curves below (`ttlib/commands/tune_training.py`) are held-out
 # loss against minutes of one processor; every setting differs in one thing from the training in use, Muon
 # without dropout in small batches, and has its learning rate fall to zero over its own minutes. All are scored on the
 # same windows of five transitions.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-time-to-quality", "caption": "Held-out loss against processor minutes of training (a logarithmic scale), one curve per setting. The highest losses, in the first minute, are cut off."}, "image": {"alt": "Curves of loss falling with minutes of training, a panel for each dataset."}}
-curves = pd.read_csv(results.ROOT / "data" / "tried_training.csv")
+curves = pd.read_csv(places.ROOT / "data" / "tried_training.csv")
 figure, panels = plt.subplots(1, curves.task.nunique(), figsize=(9, 4.8), layout="constrained", squeeze=False)
 every = list(dict.fromkeys(zip(curves.setting, curves.budget)))
 for axes, (task, rows) in zip(panels[0], curves.groupby("task", sort=False)):

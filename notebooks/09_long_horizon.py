@@ -32,12 +32,17 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML, Markdown
 
-from ttlib import draw, ensemble, envs, experiments, longhorizon, metrics, predict, results, stages
+from ttlib.baselines import ensemble
+from ttlib.drawing import figures
+from ttlib.environments import tasks
+from ttlib.environments.bodies import capsules
+from ttlib.pipeline import experiments, places, results, store
+from ttlib.studies import horizon_metrics, long_horizon, prediction
 
 protocols = {panel: experiments.long_horizon(size, panel) for panel in experiments.PANELS}
 observed, masked = protocols.values()
-exp = longhorizon.transformer(observed, "transformer", observed.seeds[0])
-markov = longhorizon.transformer(observed, "markov", observed.seeds[0])
+exp = long_horizon.transformer(observed, "transformer", observed.seeds[0])
+markov = long_horizon.transformer(observed, "markov", observed.seeds[0])
 
 # %% [markdown]
 # ## What is predicted
@@ -91,13 +96,13 @@ pd.Series(
 # two samples and a reference in the bin they agree on:
 
 # %%
-toy = metrics.Grid(np.linspace([0.0], [2.0], 6, axis=1), np.array([True]))
+toy = horizon_metrics.Grid(np.linspace([0.0], [2.0], 6, axis=1), np.array([True]))
 predictive = np.array([[0.0, 0.1, 0.8, 0.1, 0.0], [0.0, 0.0, 0.6, 0.4, 0.0]])
 mass = predictive.mean(0).reshape(1, 1, 5)  # (steps, N, V)
 reference = np.array([[[1.0]]])  # (references, steps, N)
-found = metrics.log_likelihood(toy, mass, len(predictive), reference)[0, 0]
+found = horizon_metrics.log_likelihood(toy, mass, len(predictive), reference)[0, 0]
 by_hand = np.log((2 * 0.7 + 1 / 5) / (2 + 1)) - np.log(2 / 5)
-print(f"{found:.4f} nats, by hand {by_hand:.4f}; oracle {metrics.oracle(toy):.4f}, uniform {metrics.uniform(toy):.4f}")
+print(f"{found:.4f} nats, by hand {by_hand:.4f}; oracle {horizon_metrics.oracle(toy):.4f}, uniform {horizon_metrics.uniform(toy):.4f}")
 
 # %% [markdown]
 # The paper's own estimate is the *histogram* of its samples. Ours is the mean of their distributions, because a histogram
@@ -116,7 +121,7 @@ print(f"{found:.4f} nats, by hand {by_hand:.4f}; oracle {metrics.oracle(toy):.4f
 # log-density of held-out next states given the true state and action, before any error can compound.
 
 # %%
-step = longhorizon.one_step(size)
+step = long_horizon.one_step(size)
 
 # %% tags=["hide-input"]
 ONE_STEP = {
@@ -164,7 +169,7 @@ Markdown(f"Is the ensemble a fair opponent? {'; '.join(good)}.")
 # second after one of the past and the last after all the others, so it can be compared with itself:
 
 # %%
-memory = longhorizon.one_step_by_past(size)
+memory = long_horizon.one_step_by_past(size)
 
 # %% tags=["hide-input"]
 seen = memory[memory.model == "transformer"].pivot(index="past", columns="panel", values="log_density")[list(protocols)]
@@ -187,7 +192,7 @@ Markdown(
 # The paper tuned members, layers and widths of its ensemble. So did we, and this is all that was tried.
 
 # %% tags=["hide-input"]
-path = results.ROOT / "data" / "tried_ensemble.csv"
+path = places.ROOT / "data" / "tried_ensemble.csv"
 tried = pd.read_csv(path) if path.exists() else pd.DataFrame()
 if len(tried):
     names = {"held_out_log_likelihood": "one step", "coverage90": "in 90%", "stopped": "updates"}
@@ -208,7 +213,7 @@ shown.format("{:.0%}", subset=shares, na_rep="").format("{:.2g}", subset=[c for 
 used, raw = experiments.long_horizon("laptop", "observed").ensemble, pd.read_csv(path)
 best = raw.loc[raw.binned_100.idxmax()]
 own = raw[(raw.members == used.members) & (raw.layers == used.layers) & (raw.width == used.width) & (raw.updates == used.updates)].iloc[0]
-spent = stages.load_or_train(experiments.get("humanoid", size)).about["seconds"]
+spent = store.load_or_train(experiments.get("humanoid", size)).about["seconds"]
 Markdown(
     f"Figure 2 at laptop size has {used.members} members with {used.layers} layers of {used.width}, after {used.updates} updates: "
     f"{own.seconds / 60:.0f} minutes of one processor, and {own.binned_100:.0f} nats one hundred steps ahead. The best there of all that was tried "
@@ -221,7 +226,7 @@ Markdown(
 # Which dimensions can bins not follow? A dimension's oracle is $\log(V / (r_i - l_i))$, whatever the model.
 
 # %%
-parts = longhorizon.one_step_by_dimension(size)
+parts = long_horizon.one_step_by_dimension(size)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-horizon-dimensions", "caption": "One step ahead, dimension by dimension, observed: what the oracle of the bins leaves (0 is the oracle). Above 0 the ensemble's density is sharper than a bin, which no binned score can show."}, "image": {"alt": "Dots over 45 state dimensions: positions on the left, velocities on the right. The ensemble's densities reach above the oracle's line for some positions; its binned scores and the Transformer's stay below it."}}
 figure, axes = plt.subplots(figsize=(9, 3.4), layout="constrained")
@@ -231,8 +236,8 @@ for model, label, colour, marker in (
     ("ensemble_binned", "ensemble, on the bins", "fourth", "o"),
     ("transformer", "Transformer", "transformer", "s"),
 ):
-    axes.plot(part.dimension, part[model] - part.oracle, marker, ms=5, color=draw.COLOURS[colour], label=label)
-axes.axhline(0, color=draw.COLOURS["data"], lw=1)
+    axes.plot(part.dimension, part[model] - part.oracle, marker, ms=5, color=figures.COLOURS[colour], label=label)
+axes.axhline(0, color=figures.COLOURS["data"], lw=1)
 axes.axvline(21.5, color="#aaaaaa", lw=1)
 axes.set(xlabel="state dimension: 22 positions, then 23 velocities", ylabel="nats above the oracle", title=f"One step ahead ({size})")
 axes.spines[["top", "right"]].set_visible(False)
@@ -245,7 +250,7 @@ plt.show()
 # The score {eq}`eq-horizon-oracle` of held-out trajectories at every step, mean and 95% interval.
 
 # %%
-table = longhorizon.figure_2(size)
+table = long_horizon.figure_2(size)
 
 # %% tags=["hide-input"]
 NAMES = {
@@ -258,7 +263,7 @@ NAMES = {
     "oracle": "oracle",
 }
 LOOKS = [("transformer", "-"), ("third", "--"), ("other", "-"), ("fourth", "-."), ("data", "-"), ("data", ":"), ("data", (0, (8, 3)))]
-STYLES = {model: {"color": draw.COLOURS[c], "ls": ls, "lw": 1.6} for model, (c, ls) in zip(NAMES, LOOKS)}
+STYLES = {model: {"color": figures.COLOURS[c], "ls": ls, "lw": 1.6} for model, (c, ls) in zip(NAMES, LOOKS)}
 # All training seeds together where there are several: they stand under the smallest number.
 KEYS = ["panel", "model", "scoring", "t"]
 main = table.sort_values("seed").drop_duplicates(KEYS).sort_values(KEYS)
@@ -270,7 +275,7 @@ LOWEST = bounds.uniform - 0.6 * (bounds.oracle - bounds.uniform)
 
 def curve(panel: str, model: str, scoring: str = "mixture") -> pd.DataFrame:
     """Rows by t; what does not come from a model has a single scoring."""
-    scoring = scoring if model in (*longhorizon.TRANSFORMERS, *longhorizon.ENSEMBLES) else "histogram"
+    scoring = scoring if model in (*long_horizon.TRANSFORMERS, *long_horizon.ENSEMBLES) else "histogram"
     return main[(main.panel == panel) & (main.model == model) & (main.scoring == scoring)].set_index("t")
 
 
@@ -310,10 +315,10 @@ wide.rename_axis(columns=["", "t"]).style.format("{:.0f}")
 # infinitely many, so a model whose marginals are smoother may touch its line or pass it by a little. How soon does each model lose 10, 50 and 100 nats against it?
 
 # %% tags=["hide-input"]
-lost = metrics.horizons(main)
+lost = horizon_metrics.horizons(main)
 lost = lost[(lost.scoring == "mixture") & lost.model.isin(NAMES)]
 spent = lost.assign(model=lost.model.map(NAMES)).pivot(index="model", columns=["panel", "lost"], values="t")
-spent = spent.reindex([NAMES[m] for m in (*longhorizon.TRANSFORMERS, *longhorizon.ENSEMBLES)])[list(protocols)]
+spent = spent.reindex([NAMES[m] for m in (*long_horizon.TRANSFORMERS, *long_horizon.ENSEMBLES)])[list(protocols)]
 spent.rename_axis(index=None, columns=["first step with a loss of", "nats"]).style.format("{:.0f}", na_rep=f"not in {last}")
 
 # %% [markdown]
@@ -321,7 +326,7 @@ spent.rename_axis(index=None, columns=["first step with a loss of", "nats"]).sty
 # overlap may still differ clearly: the interval of a *difference* is taken over the differences on each trajectory.
 
 # %%
-leads = longhorizon.figure_2_leads(size)
+leads = long_horizon.figure_2_leads(size)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-horizon-leads", "caption": "The full Transformer's lead over its Markovian variant, with 95% bootstrap intervals of the difference over held-out trajectories. They say nothing of what another training would change."}, "image": {"alt": "Two curves over the prediction horizon around a line at zero, one for the observed panel and one for the masked one."}}
 ahead_of = leads.set_index(["panel", "other", "first", "last"])[["lead", "low", "high"]].sort_index()
@@ -329,8 +334,8 @@ stepwise = {panel: ahead_of.loc[panel, "markov"].reset_index().query("first == l
 figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
 for panel, (colour, ls) in zip(protocols, (("transformer", "-"), ("other", "--"))):
     rows = stepwise[panel]
-    axes.plot(rows["first"], rows.lead, ls, color=draw.COLOURS[colour], lw=1.6, label=panel)
-    axes.fill_between(rows["first"], rows.low, rows.high, color=draw.COLOURS[colour], alpha=0.2, lw=0)
+    axes.plot(rows["first"], rows.lead, ls, color=figures.COLOURS[colour], lw=1.6, label=panel)
+    axes.fill_between(rows["first"], rows.low, rows.high, color=figures.COLOURS[colour], alpha=0.2, lw=0)
 axes.axhline(0, color="#555555", lw=0.8)
 axes.set(xlabel="prediction horizon (steps)", ylabel="full minus Markovian (nats)", title=f"What the past adds ({size})", xlim=(0, last + 1))
 axes.spines[["top", "right"]].set_visible(False)
@@ -367,7 +372,7 @@ plt.show()
 # %% tags=["hide-input"]
 extra = {("outside the bins", "references"): curve("observed", "simulator").out_of_range}
 for panel in protocols:
-    for model in longhorizon.ENSEMBLES:
+    for model in long_horizon.ENSEMBLES:
         extra["not finite", f"{NAMES[model]}, {panel}"] = curve(panel, model).diverged
 pd.DataFrame({name: values.loc[times] for name, values in extra.items()}).T.rename_axis(columns="t").style.format("{:.2%}")
 
@@ -380,8 +385,8 @@ pd.DataFrame({name: values.loc[times] for name, values in extra.items()}).T.rena
 # distance, and so are the traced paths of head and feet.
 
 # %%
-poses = longhorizon.poses(size)
-paths = longhorizon.figure_1(size, poses)
+poses = long_horizon.poses(size)
+paths = long_horizon.figure_1(size, poses)
 DT = 0.015  # seconds a step
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-1", "caption": "Figure 1 of the paper, ours: a true trajectory, the Transformer's and the ensemble's (TS-1), the first of each. All three rows have one scale; a picture ends where its frame does, so limbs or whole bodies that a model sends away are cut off there. Lines trace head and feet."}, "image": {"alt": "Three rows of nine humanoid bodies from left to right: the reference in grey, the Transformer's prediction in blue, the ensemble's in orange, with traced paths of head and feet."}}
@@ -390,18 +395,18 @@ SPACING = 0.75  # metres from one pose to the next
 every = max(1, last // 8)
 bodies = {}
 for model in ROWS:
-    ends, radii, _ = envs.capsules("humanoid", poses[(poses.model == model) & (poses.rollout == 0)].filter(regex=r"^q\d").to_numpy())
+    ends, radii, _ = capsules("humanoid", poses[(poses.model == model) & (poses.rollout == 0)].filter(regex=r"^q\d").to_numpy())
     bodies[model] = ends
 
 figure, grid = plt.subplots(3, 1, figsize=(9, 8.2), layout="constrained", sharex=True)
 for axes, (model, (label, colour)) in zip(grid, ROWS.items()):
     axes.axhspan(-1, 0, color="#ececec", lw=0, zorder=0)
     for _, path in paths[(paths.model == model) & (paths.rollout == 0)].groupby("body"):
-        flat, _ = draw.project(path[["x", "y", "z"]].to_numpy())
-        axes.plot(flat[:, 0] + path.t * SPACING / every, flat[:, 1], lw=1, color=draw.COLOURS[colour], zorder=0.5)
+        flat, _ = figures.project(path[["x", "y", "z"]].to_numpy())
+        axes.plot(flat[:, 0] + path.t * SPACING / every, flat[:, 1], lw=1, color=figures.COLOURS[colour], zorder=0.5)
     for t in range(0, last + 1, every):
         if np.isfinite(bodies[model][t]).all():
-            draw.body(axes, bodies[model][t], radii, draw.COLOURS[colour], shift=(t * SPACING / every, 0))
+            figures.body(axes, bodies[model][t], radii, figures.COLOURS[colour], shift=(t * SPACING / every, 0))
     for shapes in axes.collections:
         shapes.set_rasterized(True)
     at = np.arange(0, last + 1, every)
@@ -416,7 +421,7 @@ plt.show()
 # %% tags=["hide-input"]
 outside = {}
 for model, ends in bodies.items():
-    centres, finite = draw.project(ends.mean(2))[0], np.isfinite(ends).all((1, 2, 3))
+    centres, finite = figures.project(ends.mean(2))[0], np.isfinite(ends).all((1, 2, 3))
     seen = (centres[finite][..., 1] > -0.2) & (centres[finite][..., 1] < 2.0)
     outside[ROWS[model][0]] = f"{(~finite).sum()} of {len(ends)} poses not finite and not drawn, {1 - seen.mean():.1%} of limbs above or below the frame"
 Markdown("In this trajectory, " + "; ".join(f"{label}: {found}" for label, found in outside.items()) + ".")
@@ -425,7 +430,7 @@ Markdown("In this trajectory, " + "; ".join(f"{label}: {found}" for label, found
 # The same three, moving, at a quarter of the true speed. Play, or take hold of the slider (arrow keys move it step by step):
 
 # %% tags=["hide-input"]
-HTML(draw.player({label: (bodies[m], draw.COLOURS[c]) for m, (label, c) in ROWS.items()}, radii, DT, "humanoid-player"))
+HTML(figures.player({label: (bodies[m], figures.COLOURS[c]) for m, (label, c) in ROWS.items()}, radii, DT, "humanoid-player"))
 
 # %% [markdown]
 # And where head and feet truly went, without the spacing: three trajectories of each, seen from the side.
@@ -435,7 +440,7 @@ figure, grid = plt.subplots(1, 3, figsize=(9, 4.6), layout="constrained", sharex
 for axes, (model, (label, colour)) in zip(grid, ROWS.items()):
     axes.axhspan(-1, 0, color="#ececec", lw=0, zorder=0)
     for _, path in paths[paths.model == model].groupby(["rollout", "body"]):
-        axes.plot(path.x, path.z, lw=1, color=draw.COLOURS[colour])
+        axes.plot(path.x, path.z, lw=1, color=figures.COLOURS[colour])
     axes.set(xlim=(-0.5, 0.9), ylim=(-0.2, 2.0), aspect="equal", title=label, xlabel="forward (m)")
     axes.spines[["top", "right"]].set_visible(False)
 grid[0].set_ylabel("height (m)")
@@ -449,11 +454,11 @@ plt.show()
 figure, grid = plt.subplots(1, 3, figsize=(9, 3), layout="constrained", sharey=True)
 for axes, (model, (label, colour)) in zip(grid, ROWS.items()):
     final = poses[(poses.model == model) & (poses.t == last)].filter(regex=r"^q\d").to_numpy()
-    ends, radii, _ = envs.capsules("humanoid", final)
+    ends, radii, _ = capsules("humanoid", final)
     axes.axhspan(-1, 0, color="#ececec", lw=0, zorder=0)
     for i, body in enumerate(ends):
         if np.isfinite(body).all():
-            draw.body(axes, body, radii, draw.COLOURS[colour], shift=(1.1 * i - body[..., 0].mean(), 0))
+            figures.body(axes, body, radii, figures.COLOURS[colour], shift=(1.1 * i - body[..., 0].mean(), 0))
     for shapes in axes.collections:
         shapes.set_rasterized(True)
     axes.set(xlim=(-0.7, 2.9), ylim=(-0.4, 2.2), aspect="equal", xticks=[], title=label)
@@ -473,7 +478,7 @@ def looks(model: str) -> dict:
     rows = poses[poses.model == model]
     q = rows.filter(regex=r"^q\d").to_numpy()
     finite = np.isfinite(q).all(1)
-    ends, radii, names = envs.capsules("humanoid", q[finite])
+    ends, radii, names = capsules("humanoid", q[finite])
     angle, (low, high) = q[finite][:, 7:], hinges.T
     head = ends[:, names.index("head"), 0, 2]
     follows = (rows.t.diff() == 1).to_numpy()[1:]  # the row before is of the same trajectory
@@ -490,7 +495,7 @@ def looks(model: str) -> dict:
     }
 
 
-env = envs.make("humanoid")
+env = tasks.make("humanoid")
 hinges = env.unwrapped.model.jnt_range[1:]  # radians; joint 0 is the root
 env.close()
 looked = pd.DataFrame({label: looks(model) for model, (label, _) in ROWS.items()}).T
@@ -506,7 +511,7 @@ looked.style.format("{:.2f}").format("{:.1%}", subset=["bent too far", "not fini
 # ## What we saw
 
 # %% tags=["hide-input"]
-better = max(longhorizon.ENSEMBLES, key=lambda m: curve("observed", m).log_likelihood.mean())
+better = max(long_horizon.ENSEMBLES, key=lambda m: curve("observed", m).log_likelihood.mean())
 middle = min(50, last)
 
 
@@ -523,7 +528,7 @@ def compared(panel: str, other: str, t: int) -> str:
 
 
 def order(panel: str, t: int) -> str:
-    models = [*longhorizon.TRANSFORMERS, *longhorizon.ENSEMBLES, "simulator", "uniform"]
+    models = [*long_horizon.TRANSFORMERS, *long_horizon.ENSEMBLES, "simulator", "uniform"]
     scores = {m: curve(panel, m).log_likelihood[t] for m in models}
     return ", ".join(f"{NAMES[m]} {scores[m]:.0f}" for m in sorted(scores, key=scores.get, reverse=True))
 
@@ -549,7 +554,7 @@ gain = (full.log_likelihood - ahead.log_likelihood).replace(-np.inf, np.nan).mea
 overlap = ((full.low <= cut.high) & (cut.low <= full.high)).mean()
 close = difference <= 0.1 * gain or overlap == 1
 both = {panel: ahead_of.loc[panel, "markov"] for panel in protocols}
-masked_better = max(longhorizon.ENSEMBLES, key=lambda m: curve("masked", m).log_likelihood.mean())
+masked_better = max(long_horizon.ENSEMBLES, key=lambda m: curve("masked", m).log_likelihood.mean())
 said = {
     panel: f"{lead(panel, 'markov', 1, last)} on average over the steps, above zero by its interval at {(rows.low > 0).mean():.0%} of them and below at {(rows.high < 0).mean():.0%}"
     for panel, rows in stepwise.items()
@@ -640,8 +645,8 @@ assert abs(by_hand - drawn) < 0.01
 
 # %%
 def lifted() -> pd.DataFrame:
-    made, _ = longhorizon.load_or_fit(observed, observed.seeds[0])
-    held, start = longhorizon.references(size, observed.steps)
+    made, _ = long_horizon.load_or_fit(observed, observed.seeds[0])
+    held, start = long_horizon.references(size, observed.steps)
     free = ensemble.Ensemble(made.N, made.M, made.config)
     free.load_state_dict(made.state_dict())
     free.max_log_var.data.fill_(50.0)  # in standardised units: e^50 is no bound
@@ -649,7 +654,7 @@ def lifted() -> pd.DataFrame:
     rows, several = [], np.repeat(start[None].astype(np.float64), 20, axis=0)
     for name, model in (("bounded", made), ("lifted", free.to(made.max_log_var.device))):
         visited, rng = [], np.random.default_rng(0)
-        policy, how = longhorizon.policy(), {"visit": lambda t, mean, std, visited=visited: visited.append(std)}
+        policy, how = long_horizon.policy(), {"visit": lambda t, mean, std, visited=visited: visited.append(std)}
         states, lost = ensemble.sample(model, policy, several, observed.steps, "ts1", rng, **how)
         for t, std in enumerate(visited, 1):
             speed = np.median(np.abs(states[:, t, 22:]).max(1))
@@ -657,7 +662,7 @@ def lifted() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-keys = longhorizon.inputs(observed, "ensemble_ts1")
+keys = long_horizon.inputs(observed, "ensemble_ts1")
 bounded = results.table("exercise_variance_bounds", size, lifted, {"protocol": observed, "samples": 20}, keys)
 bounded[bounded.t.isin(times)].pivot(index="bounds", columns="t").style.format("{:.2g}")
 
@@ -695,20 +700,20 @@ Markdown(
 def shorter() -> pd.DataFrame:
     import torch
 
-    model = stages.load_or_train(longhorizon.transformer(masked, "transformer", masked.seeds[0]))
-    held, start = longhorizon.references(size, masked.steps)
-    on, steps, n = longhorizon.grid(longhorizon.observed(masked)), min(12, masked.steps), 32
+    model = store.load_or_train(long_horizon.transformer(masked, "transformer", masked.seeds[0]))
+    held, start = long_horizon.references(size, masked.steps)
+    on, steps, n = long_horizon.grid(long_horizon.observed(masked)), min(12, masked.steps), 32
     rows, starts = [], np.repeat(start[None].astype(np.float64), n, axis=0)
     for kept in (1, exp.model.T - 1):
-        rng = torch.Generator(stages.device()).manual_seed(0)
-        found = predict.rollout(model.model, model.tokenizer, starts, steps, kept, rng, hidden=masked.ensemble.hidden)
-        score = metrics.log_likelihood(on, found.predictive, n, held[:, :steps])
+        rng = torch.Generator(store.device()).manual_seed(0)
+        found = prediction.rollout(model.model, model.tokenizer, starts, steps, kept, rng, hidden=masked.ensemble.hidden)
+        score = horizon_metrics.log_likelihood(on, found.predictive, n, held[:, :steps])
         rows += [{"kept": kept, "t": t + 1, "log_likelihood": x} for t, x in enumerate(np.nanmean(score, 0))]
-        rows[-1]["read"] = sum(predict.past(t, exp.model.T, kept) for t in range(steps + 1)) / (steps + 1)
+        rows[-1]["read"] = sum(prediction.past(t, exp.model.T, kept) for t in range(steps + 1)) / (steps + 1)
     return pd.DataFrame(rows)
 
 
-keys = longhorizon.inputs(masked, "transformer")
+keys = long_horizon.inputs(masked, "transformer")
 memories = results.table("exercise_window", size, shorter, {"protocol": masked, "samples": 32, "steps": 12}, keys)
 for kept, rows in memories.groupby("kept"):
     end = rows.iloc[-1]

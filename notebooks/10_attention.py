@@ -31,9 +31,13 @@ import pandas as pd
 import torch
 from IPython.display import HTML, Markdown
 
-from ttlib import attention, draw, envs, experiments, results, stages, train
+from ttlib import train
+from ttlib.drawing import figures
+from ttlib.environments import tasks
+from ttlib.pipeline import experiments, results, store
+from ttlib.studies import attention
 
-models = {exp.label: (exp, stages.load_or_train(exp)) for exp in experiments.attention(size)}
+models = {exp.label: (exp, store.load_or_train(exp)) for exp in experiments.attention(size)}
 by_profile = {}
 for exp, loaded in models.values():
     by_profile.setdefault(exp.profile, (exp, loaded))  # of each its first seed
@@ -61,7 +65,7 @@ Markdown(
 
 # %%
 window = attention.full_windows(loaded)[:1]
-maps = loaded.model.attention_maps(window.to(stages.device()))
+maps = loaded.model.attention_maps(window.to(store.device()))
 weights, values, output = maps[0]
 print(f"{len(maps)} layers; maps of shape {tuple(weights.shape)}: window, head, position, token read")
 rows = attention.without_rewards(attention.predicted(weights), transition)
@@ -77,7 +81,7 @@ def draw_figure() -> pd.DataFrame:
     return pd.concat([attention.figure_rows(e, made, layers, last=5) for e, made in by_profile.values()])
 
 
-inputs = {e.label: stages.weights_key(e) for e, _ in models.values()}
+inputs = {e.label: store.weights_key(e) for e, _ in models.values()}
 # Weights decide what is seen here; how their models plan does not.
 config = {"models": {label: e.model for label, (e, _) in models.items()}, "seeds": seeds, "profile": "v1 and released"}
 shown = results.table("fig3_attention", size, draw_figure, config | {"layers": layers, "transitions": 5}, inputs)
@@ -137,7 +141,7 @@ figure_3("released", "fig3_attention_released")
 # %% tags=["hide-input"]
 first = window[0, : min(T, 10) * D]  # what comes later changes nothing before it
 short = [weights[0, :, : len(first), : len(first)] for weights, _, _ in maps]
-HTML(attention.viewer(short, first, loaded.tokenizer.to("cpu"), envs.MEANING["hopper"], "attention-viewer"))
+HTML(attention.viewer(short, first, loaded.tokenizer.to("cpu"), tasks.MEANING["hopper"], "attention-viewer"))
 
 # %% [markdown]
 # Reward-to-go is never read (its true value is unknown while acting): its position shows the model the same token always.
@@ -170,7 +174,7 @@ def score() -> pd.DataFrame:
 table = results.table("attention_scores", size, score, config, inputs)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-attention-scores", "caption": "Every head of every layer. Above: by layer, heads side by side in their order; the dashed line is attention spread evenly, the dotted one what we call a pattern. Below: for the prediction of actions, weight on past actions against weight on past states; on the diagonal they are equal, and the cross is attention spread evenly."}, "image": {"alt": "Six panels of dots, one per head and profile. Some heads of the first layer are far above the even line for markov, one for striated; later layers lie near the even line. Below, most heads lie under the diagonal in the sums and near or above it per key."}}
-COLOURS = {"v1": draw.COLOURS["transformer"], "released": draw.COLOURS["other"]}
+COLOURS = {"v1": figures.COLOURS["transformer"], "released": figures.COLOURS["other"]}
 MARKS = {"v1": "o", "released": "^"}
 
 
@@ -185,9 +189,9 @@ for axes, (score, rows, title) in zip(grid[0], (("markov", "states", "markov, st
         x = part.layer + 0.7 * (part["head"] - (n + 1) / 2) / n + (0.04 if profile == "v1" else -0.04)
         axes.plot(x, part.value, MARKS[profile], ms=5, color=COLOURS[profile], label=profile, alpha=0.8)
     even = part.uniform_value.iloc[0]
-    axes.axhline(even, ls="--", lw=1, color=draw.COLOURS["data"])
+    axes.axhline(even, ls="--", lw=1, color=figures.COLOURS["data"])
     if rows == "states":
-        axes.axhline(attention.MARKOV if score == "markov" else attention.STRIATED * even, ls=":", lw=1, color=draw.COLOURS["data"])
+        axes.axhline(attention.MARKOV if score == "markov" else attention.STRIATED * even, ls=":", lw=1, color=figures.COLOURS["data"])
     axes.set(title=title, xlabel="layer", xticks=range(1, table.layer.max() + 1), ylim=(0, None))
 grid[0, 0].set_ylabel("weight")
 for axes, (a, b, title) in zip(grid[1], (("past_states", "past_actions", "sums"), ("past_state_key", "past_action_key", "per key"))):
@@ -195,7 +199,7 @@ for axes, (a, b, title) in zip(grid[1], (("past_states", "past_actions", "sums")
         states, actions = (values_of(name, "actions").query("profile == @profile") for name in (a, b))
         axes.plot(states.value, actions.value, MARKS[profile], ms=5, color=COLOURS[profile], label=profile, alpha=0.8)
     ends = [0, 1.05 * values_of(a, "actions").value.max()]
-    axes.plot(ends, ends, "-", lw=1, color=draw.COLOURS["data"])
+    axes.plot(ends, ends, "-", lw=1, color=figures.COLOURS["data"])
     axes.plot(states.uniform_value.iloc[0], actions.uniform_value.iloc[0], "x", ms=9, mew=2, color="black")
     axes.set(title=f"actions, {title}", xlabel="weight on past states" + " (mean of a key)" * (title == "per key"), ylim=(0, None), xlim=(0, None))
     axes.set_ylabel("on past actions")
@@ -204,7 +208,7 @@ for profile, part in values_of("rewards", "states").groupby("profile", sort=Fals
     n = part["head"].max()
     x = part.layer + 0.7 * (part["head"] - (n + 1) / 2) / n + (0.04 if profile == "v1" else -0.04)
     axes.plot(x, part.value, MARKS[profile], ms=5, color=COLOURS[profile], label=profile, alpha=0.8)
-axes.axhline(part.uniform_value.iloc[0], ls="--", lw=1, color=draw.COLOURS["data"])
+axes.axhline(part.uniform_value.iloc[0], ls="--", lw=1, color=figures.COLOURS["data"])
 axes.set(title="left out: r and R, states", xlabel="layer", xticks=range(1, table.layer.max() + 1), ylim=(0, None))
 axes.legend(frameon=False, title="profile")
 for axes in grid.flat:
@@ -287,7 +291,7 @@ Markdown(
 
 # %%
 cut = experiments.get("humanoid-markov", size)
-markov = stages.load_or_train(cut)
+markov = store.load_or_train(cut)
 own = attention.score_table(cut, markov).query("rows == 'states'")
 wide = own.pivot(index=["layer", "head"], columns="score", values="value")[["markov", "current", "striated"]]
 even = own.groupby("score").uniform_value.first()[wide.columns]
@@ -302,7 +306,7 @@ pd.concat([wide, pd.DataFrame([even], index=[("even", "")])]).style.format("{:.2
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-attention-markov", "caption": "The Markovian Transformer of the humanoid: rows are the states and actions of the second transition."}, "image": {"alt": "Two maps of 62 rows and 124 columns: a full block of the previous transition on the left, and right of it a triangle."}}
 figure, panels = plt.subplots(2, 1, figsize=(8, 5.6), layout="constrained", sharex=True)
 other = cut.model.transition
-ids = attention.full_windows(markov)[:1].to(stages.device())
+ids = attention.full_windows(markov)[:1].to(store.device())
 drawn = [attention.without_rewards(attention.predicted(w[0].cpu()), other) for w, _, _ in markov.model.attention_maps(ids)]
 keep = np.flatnonzero(np.arange(2 * other.D) % other.D < other.action.stop)
 for axes, (layer, head) in zip(panels, (wide.markov.idxmin(), wide.markov.idxmax())):
@@ -334,7 +338,7 @@ copies.groupby("profile").head(2)[["profile", "layer", "head", "seed", "value", 
 
 # %%
 for profile, (e, made) in by_profile.items():
-    decoded = made.tokenizer.decode(attention.full_windows(made).to(stages.device())).cpu().unflatten(1, (T, D))
+    decoded = made.tokenizer.decode(attention.full_windows(made).to(store.device())).cpu().unflatten(1, (T, D))
     acts = decoded[..., e.model.transition.action].numpy()
     alike = [np.corrcoef(acts[:, 1:, m].ravel(), acts[:, :-1, m].ravel())[0, 1] for m in range(acts.shape[-1])]
     print(f"{profile}: correlation of successive actions {', '.join(f'{r:.2f}' for r in alike)}")
@@ -366,7 +370,7 @@ HIDDEN = ("markov", "same_before", "striated")
 def hide() -> pd.DataFrame:
     found = []
     for profile, (e, made) in by_profile.items():
-        ids, dims = attention.full_windows(made)[:32].to(stages.device()), torch.arange(1, T * D) % D
+        ids, dims = attention.full_windows(made)[:32].to(store.device()), torch.arange(1, T * D) % D
         late, hidden = torch.arange(1, T * D) >= 2 * D, attention.patterns(transition, T)
         kinds = {"state": late & (dims < transition.N), "action": late & (dims >= transition.N) & (dims < K)}
 

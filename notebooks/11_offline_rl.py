@@ -30,13 +30,17 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 
-from ttlib import draw, envs, experiments, offline, results, stages
 from ttlib.data import reward_to_go
+from ttlib.drawing import figures
+from ttlib.environments import tasks
+from ttlib.pipeline import experiments, places, results, store
+from ttlib.pipeline.rollouts import planning
+from ttlib.studies import offline_rl
 
 if source not in ("regenerated", "official"):
     raise ValueError(f"source={source!r}; expected 'regenerated' or 'official' (D4RL's files, fetched or in place)")
 official = source == "official"
-NAMES = offline.names(size, official)
+NAMES = offline_rl.names(size, official)
 v1, released = ({name: experiments.get(name, size, profile) for name in NAMES} for profile in experiments.PROFILES)
 
 # %% [markdown]
@@ -53,11 +57,11 @@ v1, released = ({name: experiments.get(name, size, profile) for name in NAMES} f
 data = pd.DataFrame(
     {
         "dataset": name,
-        "episodes": len(stages.dataset(e.data)),
-        "mean return": stages.dataset(e.data).returns.mean(),
-        "best": stages.dataset(e.data).returns.max(),
-        "score of the mean": envs.score(e.data.task, stages.dataset(e.data).returns.mean()),
-        "falls": stages.dataset(e.data).terminal.mean(),
+        "episodes": len(store.dataset(e.data)),
+        "mean return": store.dataset(e.data).returns.mean(),
+        "best": store.dataset(e.data).returns.max(),
+        "score of the mean": tasks.score(e.data.task, store.dataset(e.data).returns.mean()),
+        "falls": store.dataset(e.data).terminal.mean(),
     }
     for name, e in v1.items()
 ).set_index("dataset")
@@ -97,8 +101,8 @@ pd.DataFrame(
 #   is followed for one step. It has the horizon of `released` and as many transitions of its model.
 
 # %% tags=["hide-output"]
-rollouts = offline.table1(size, official)
-scores = offline.figure_4(size, rollouts)
+rollouts = offline_rl.table1(size, official)
+scores = offline_rl.figure_4(size, rollouts)
 
 # %% tags=["hide-input"]
 LABELS = {
@@ -132,7 +136,7 @@ mean = pd.concat([ours, published])[lambda x: x.dataset == "mean"].set_index("la
 figure, axes = plt.subplots(figsize=(8, 4.4), layout="constrained")
 for y, (name, row) in enumerate(mean.iterrows()):
     mine = row.source == "ours"
-    colour = draw.COLOURS["transformer" if "planning" in name or "TTO" in name else "data" if mine else "other"]
+    colour = figures.COLOURS["transformer" if "planning" in name or "TTO" in name else "data" if mine else "other"]
     axes.barh(y, row["mean"], color=colour, alpha=1.0 if mine else 0.55, height=0.7)
     if mine:
         axes.errorbar(row["mean"], y, xerr=[[row["mean"] - row.low], [row.high - row["mean"]]], fmt="none", color="black", capsize=3)
@@ -181,8 +185,8 @@ styles = {("tto", "released"): ("transformer", "o"), ("tto", "v1"): ("third", "s
 for axes, name in zip(panels.flat, NAMES):
     for (method, profile), (colour, marker) in styles.items():
         part = rollouts[(rollouts.dataset == name) & (rollouts.method == method) & (rollouts.profile == profile)]
-        axes.plot(part.length, part["return"], marker, ms=5, color=draw.COLOURS[colour], alpha=0.8, label=label(method, profile))
-    axes.axhline(data.loc[name, "mean return"], ls="--", lw=0.8, color=draw.COLOURS["other"])
+        axes.plot(part.length, part["return"], marker, ms=5, color=figures.COLOURS[colour], alpha=0.8, label=label(method, profile))
+    axes.axhline(data.loc[name, "mean return"], ls="--", lw=0.8, color=figures.COLOURS["other"])
     axes.set_title(name, fontsize=9)
 for axes in panels[-1]:
     axes.set_xlabel("length (steps)")
@@ -200,8 +204,8 @@ plt.show()
 # follow their plan; once the episode is over, it is known.
 
 # %% tags=["hide-output"]
-values = offline.values(size, official)
-likelihoods = offline.likelihoods(size, official)
+values = offline_rl.values(size, official)
+likelihoods = offline_rl.likelihoods(size, official)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-promises", "caption": "Left: predicted minus achieved discounted return, mean over each dataset (dots) and over all (bars). Right: log-density of the actions taken, under the model of the other profile, minus that of the data's own held-out actions."}, "image": {"alt": "Two dot plots: overestimation and action likelihood of planning in two profiles and of random shooting."}}
 values["label"] = [label(*x) for x in zip(values.method, values.profile)]
@@ -215,7 +219,7 @@ excess = likely[likely.label != "data"].groupby(["label", "dataset"], sort=False
 figure, panels = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
 for axes, found, title in zip(panels, (gap, excess[gap.columns]), ("predicted - achieved (discounted return)", "log p of actions - the data's (nats)")):
     for y, name in enumerate(found.columns):
-        colour = draw.COLOURS["transformer" if "planning" in name else "other"]
+        colour = figures.COLOURS["transformer" if "planning" in name else "other"]
         axes.plot(found[name], np.full(len(found), y), "o", ms=4, alpha=0.5, color=colour)
         axes.plot([found[name].mean()], [y], "|", ms=18, mew=3, color=colour)
     axes.axvline(0, color="black", lw=0.6)
@@ -241,15 +245,15 @@ nearer = []  # rollouts whose value is nearer the expert's than the medium polic
 for axes, name in zip(panels[0], mixed):
     chosen = values[(values.dataset == name) & (values.method == "tto") & (values.profile == "released")]
     for _, rows in chosen.groupby("rollout_seed"):
-        axes.plot(rows.t, rows.predicted, lw=0.8, color=draw.COLOURS["transformer"])
+        axes.plot(rows.t, rows.predicted, lw=0.8, color=figures.COLOURS["transformer"])
     curves = []
     for quality, style in (("expert", "--"), ("medium", ":")) if not official else ():
-        alone = stages.dataset(experiments.regenerated(released[name].data.task, quality, size))
+        alone = store.dataset(experiments.regenerated(released[name].data.task, quality, size))
         R = reward_to_go(alone.rewards, alone.starts, released[name].bins.gamma)
         t, left = (np.concatenate([np.arange(n)[::way] for n in alone.lengths]) for way in (1, -1))
         kept = left >= min(200, left.max())
         curves.append(pd.Series(R[kept]).groupby(t[kept]).mean())
-        axes.plot(curves[-1], style, lw=1.2, color=draw.COLOURS["other"], label=f"the {quality} policy's mean")
+        axes.plot(curves[-1], style, lw=1.2, color=figures.COLOURS["other"], label=f"the {quality} policy's mean")
     if curves:
         rows = chosen.assign(middle=chosen.t.map((curves[0] + curves[1]) / 2)).dropna(subset="middle")
         near = (rows.predicted > rows.middle).groupby(rows.rollout_seed)
@@ -308,7 +312,7 @@ plt.show()
 # little to choose from; drawn actions vary as much as the data's policies do.
 
 # %% tags=["hide-input"]
-tried = pd.read_csv(results.ROOT / "data" / "tried_offline.csv")
+tried = pd.read_csv(places.ROOT / "data" / "tried_offline.csv")
 total = tried.assign(score=tried.score * tried.n).groupby(["profile", "training", "acting", "past", "dataset"], as_index=False)[["score", "n"]].sum()
 tried = total.assign(score=total.score / total.n)
 D = {e.data.task: e.model.transition.D for e in released.values()}
@@ -332,8 +336,8 @@ for profile in reversed(experiments.PROFILES):
 # ## What we saw
 
 # %% tags=["hide-input"]
-planning = mean[(mean.source == "ours") & (mean.method == "tto")]
-best = planning["mean"].idxmax()
+ours_planned = mean[(mean.source == "ours") & (mean.method == "tto")]
+best = ours_planned["mean"].idxmax()
 others = mean[(mean.source == "ours") & (mean.method != "tto")]
 strongest = others["mean"].idxmax()
 cells = ours[ours.dataset != "mean"].set_index(["dataset", "label"])["mean"]
@@ -341,7 +345,7 @@ below = [name for name in NAMES if cells[name, best] < data.loc[name, "score of 
 expert = {}
 for name in NAMES:
     if "medium-expert" in name and not official:
-        teacher = stages.dataset(experiments.regenerated(v1[name].data.task, "expert", size)).returns.mean()
+        teacher = store.dataset(experiments.regenerated(v1[name].data.task, "expert", size)).returns.mean()
         reached = rollouts[(rollouts.dataset == name) & (rollouts.method == "tto") & (rollouts.profile == mean.loc[best, "profile"])]["return"].mean()
         expert[v1[name].data.task] = reached / teacher
 e = released[NAMES[0]]
@@ -362,7 +366,7 @@ above = "above" if mean.loc[best, "low"] > mean.loc[strongest, "mean"] else "**n
 print_expert = ", ".join(f"{task} {share:.0%}" for task, share in expert.items())
 Markdown(
     f"Planning's better profile is `{mean.loc[best, 'profile']}`, mean score {mean.loc[best, 'mean']:.1f} "
-    f"[{mean.loc[best, 'low']:.1f}, {mean.loc[best, 'high']:.1f}]; the other has {planning['mean'].min():.1f}. The strongest "
+    f"[{mean.loc[best, 'low']:.1f}, {mean.loc[best, 'high']:.1f}]; the other has {ours_planned['mean'].min():.1f}. The strongest "
     f"comparison of ours is {strongest} with {mean.loc[strongest, 'mean']:.1f}: planning is {above} it. The paper "
     f"prints {paper:.1f} on D4RL's files, after 6 to 12 GPU hours a model. " + luck
     + (f"Planning is below its data's own mean on {', '.join(below)}. " if below else "On every dataset it is at least as good as the data's mean. ")
@@ -397,8 +401,8 @@ def changed(name: str, **plan) -> None:
     """A few rollouts with another plan, on seeds of their own."""
     other = replace(exercise, plan=replace(exercise.plan, **plan), seeds=tuple(range(2000, 2002 if size == "smoke" else 2004)))
     rows = results.table(
-        f"exercise_offline_{name}", size, lambda: pd.DataFrame(offline.planning(other).rows()),
-        {"experiment": other}, {other.label: stages.weights_key(other)},
+        f"exercise_offline_{name}", size, lambda: pd.DataFrame(planning(other).rows()),
+        {"experiment": other}, {other.label: store.weights_key(other)},
     )  # fmt: skip
     print(f"{name}: return {rows['return'].mean():.0f}, {rows.length.mean():.0f} steps, over {len(rows)} rollouts")
 
@@ -427,8 +431,8 @@ if len(candidates):
     fell = candidates.iloc[0]
     part = values[(values.dataset == fell.dataset) & (values.method == "tto") & (values.profile == fell.profile) & (values.rollout_seed == fell.rollout_seed)]
     figure, axes = plt.subplots(figsize=(7, 2.8), layout="constrained")
-    axes.plot(part.t, part.predicted, color=draw.COLOURS["transformer"], label="predicted")
-    axes.plot(part.t, part.achieved, "--", color=draw.COLOURS["other"], label="achieved")
+    axes.plot(part.t, part.predicted, color=figures.COLOURS["transformer"], label="predicted")
+    axes.plot(part.t, part.achieved, "--", color=figures.COLOURS["other"], label="achieved")
     axes.set(xlabel="step", ylabel="discounted return", title=f"{fell.dataset}, {fell.profile}, seed {fell.rollout_seed}: fell at step {fell.length} ({size})")
     axes.legend(frameon=False)
     plt.show()

@@ -29,7 +29,10 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from ttlib import draw, experiments, offline, results, stages
+from ttlib.drawing import figures
+from ttlib.pipeline import experiments, places, results, statistics, store
+from ttlib.pipeline.rollouts import RolloutSet
+from ttlib.studies import offline_rl
 
 exps = {name: experiments.get(name, size) for name in experiments.experts(size)}
 some = next(iter(exps.values()))
@@ -44,10 +47,10 @@ some = next(iter(exps.values()))
 pd.DataFrame(
     {
         "dataset": name,
-        "episodes": len(stages.dataset(e.data)),
-        "mean return": stages.dataset(e.data).returns.mean(),
-        "deviation": stages.dataset(e.data).returns.std(),
-        "falls": stages.dataset(e.data).terminal.mean(),
+        "episodes": len(store.dataset(e.data)),
+        "mean return": store.dataset(e.data).returns.mean(),
+        "deviation": store.dataset(e.data).returns.std(),
+        "falls": store.dataset(e.data).terminal.mean(),
     }
     for name, e in exps.items()
 ).style.hide(axis="index").format({"mean return": "{:.0f}", "deviation": "{:.0f}", "falls": "{:.0%}"})
@@ -66,14 +69,14 @@ pd.DataFrame(
 # a whole likely *future*.
 
 # %% tags=["hide-output"]
-rollouts = offline.imitation(size)
+rollouts = offline_rl.imitation(size)
 rollouts["share"] = rollouts["return"] / rollouts.demonstrator
 
 # %% tags=["hide-input"]
-order = [s for s in (*offline.LENGTHS.values(), "MLP 2 x 256", "the expert") if s in set(rollouts.setting)]
+order = [s for s in (*offline_rl.LENGTHS.values(), "MLP 2 x 256", "the expert") if s in set(rollouts.setting)]
 rows = []
 for (dataset, setting), part in rollouts.groupby(["dataset", "setting"], sort=False):
-    low, high = results.bootstrap(part.share)
+    low, high = statistics.bootstrap(part.share)
     rows.append({"dataset": dataset, "setting": setting, "share": part.share.mean(), "low": low, "high": high,
                  "return": part["return"].mean(), "falls": part.fell.mean(), "n": len(part)})  # fmt: skip
 table = pd.DataFrame(rows)
@@ -92,12 +95,12 @@ jitter = np.random.default_rng(0)
 for axes, name in zip(panels, exps):
     for y, setting in enumerate(order):
         part = rollouts[(rollouts.dataset == name) & (rollouts.setting == setting)]
-        colour = draw.COLOURS["transformer" if setting in offline.LENGTHS.values() else "data"]
+        colour = figures.COLOURS["transformer" if setting in offline_rl.LENGTHS.values() else "data"]
         axes.plot(part.share, y + jitter.uniform(-0.15, 0.15, len(part)), ".", ms=6, alpha=0.6, color=colour)
         axes.plot([part.share.mean()], [y], "|", ms=14, mew=3, color=colour)
     axes.axvline(1, color="black", lw=0.6)
     if name in PAPER:
-        axes.axvline(PAPER[name], ls="--", lw=1, color=draw.COLOURS["other"])
+        axes.axvline(PAPER[name], ls="--", lw=1, color=figures.COLOURS["other"])
         axes.set_xlim(right=max(axes.get_xlim()[1], PAPER[name] + 0.05))
     axes.set_title(name, fontsize=10)
     axes.xaxis.set_major_formatter("{x:.0%}")
@@ -117,7 +120,7 @@ plt.show()
 # falls. `nats` are of held-out actions, a token; shares are on rollout seeds that no result uses.
 
 # %% tags=["hide-input"]
-tried = pd.read_csv(results.ROOT / "data" / "tried_imitation.csv")
+tried = pd.read_csv(places.ROOT / "data" / "tried_imitation.csv")
 tried["imitator"] += [f", {n / 1e6:.1f}M transitions" if n == n else "" for n in tried.transitions]
 tried["share"] = [f"{x:.0%} ± {e:.0%} ({n})" for x, e, n in zip(tried.share, tried.stderr, tried.n)]
 tried[["dataset", "imitator", "nats", "acting", "share"]].style.hide(axis="index").format({"nats": "{:.2f}"})
@@ -128,10 +131,10 @@ tried[["dataset", "imitator", "nats", "acting", "share"]].style.hide(axis="index
 # ## What we saw
 
 # %% tags=["hide-input"]
-beams = table[table.setting.isin(offline.LENGTHS.values())]
+beams = table[table.setting.isin(offline_rl.LENGTHS.values())]
 best = beams.loc[beams.groupby("dataset").share.idxmax()].set_index("dataset")
 cloned = table[table.setting == "MLP 2 x 256"].set_index("dataset").share
-alone = beams[beams.setting == offline.LENGTHS[0]].set_index("dataset").share
+alone = beams[beams.setting == offline_rl.LENGTHS[0]].set_index("dataset").share
 parts = []
 for name in exps:
     row = best.loc[name]
@@ -160,10 +163,10 @@ Markdown(
 # ````
 
 # %%
-drawn = offline.Run(exps["hopper-expert"], "sampling", "drawn", tuple(range(2000, 2002 if size == "smoke" else 2004)))
+drawn = RolloutSet(exps["hopper-expert"], "sampling", "drawn", tuple(range(2000, 2002 if size == "smoke" else 2004)))
 found = results.table(
     "exercise_imitation_noise", size, lambda: pd.DataFrame(drawn.rows()),
-    {"experiment": drawn.exp, "seeds": drawn.seeds}, {drawn.exp.label: stages.weights_key(drawn.exp)},
+    {"experiment": drawn.exp, "seeds": drawn.seeds}, {drawn.exp.label: store.weights_key(drawn.exp)},
 )  # fmt: skip
 print(f"hopper-expert: {(found['return'] / found.demonstrator).mean():.0%} of the demonstrator, over {len(found)} rollouts")
 

@@ -28,7 +28,9 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from ttlib import draw, offline, results
+from ttlib.drawing import figures
+from ttlib.pipeline import statistics
+from ttlib.studies import ablations
 
 # %% [markdown]
 # ## One change at a time
@@ -49,12 +51,12 @@ from ttlib import draw, offline, results
 # | uniform bins, finer states | is it the discretisation? Eq. 1's bins, or 250 quantile bins for each state dimension |
 
 # %% tags=["hide-output"]
-rollouts = offline.ablations(size)
+rollouts = ablations.ablations(size)
 
 # %% tags=["hide-input"]
 rows = []
 for (dataset, setting), part in rollouts.groupby(["dataset", "setting"], sort=False):
-    low, high = results.bootstrap(part["return"])
+    low, high = statistics.bootstrap(part["return"])
     rows.append({"dataset": dataset, "setting": setting, "return": part["return"].mean(), "low": low, "high": high,
                  "length": part.length.mean(), "falls": part.fell.mean(), "n": len(part)})  # fmt: skip
 table = pd.DataFrame(rows)
@@ -69,10 +71,10 @@ figure, panels = plt.subplots(len(counts), 1, figsize=(8, 1 + 0.32 * sum(counts)
 for axes, (dataset, part) in zip(panels[:, 0], table.groupby("dataset", sort=False)):
     for y, row in enumerate(part.itertuples()):
         runs = rollouts[(rollouts.dataset == dataset) & (rollouts.setting == row.setting)]["return"]
-        colour = draw.COLOURS["transformer" if row.setting == "main" else "data"]
+        colour = figures.COLOURS["transformer" if row.setting == "main" else "data"]
         axes.plot(runs, np.full(len(runs), y), ".", ms=5, alpha=0.4, color=colour)
         axes.errorbar(part["return"].iloc[y], y, xerr=[[part["return"].iloc[y] - row.low], [row.high - part["return"].iloc[y]]], fmt="|", ms=12, lw=3, color=colour)
-    axes.axvline(part["return"].iloc[0], ls="--", lw=0.8, color=draw.COLOURS["other"])
+    axes.axvline(part["return"].iloc[0], ls="--", lw=0.8, color=figures.COLOURS["other"])
     axes.set(yticks=range(len(part)), yticklabels=part.setting, xlabel="return")
     axes.set_title(dataset, fontsize=10)
     axes.set_ylim(len(part) - 0.5, -0.5)

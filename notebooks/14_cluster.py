@@ -31,11 +31,13 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown
 
-from ttlib import draw, results, stages, sweep, train
-from ttlib.experiments import Experiment
+from ttlib import checkpoint
+from ttlib.drawing import figures
+from ttlib.pipeline import keys, places, results, store, sweep
+from ttlib.pipeline.experiments import Experiment
 
 training, planning = (results.bench(name, size) for name in ("training", "planning"))
-published = pd.read_csv(results.ROOT / "data" / "published_speed.csv")
+published = pd.read_csv(places.ROOT / "data" / "published_speed.csv")
 
 # %% [markdown]
 # ## Jobs
@@ -47,7 +49,7 @@ published = pd.read_csv(results.ROOT / "data" / "published_speed.csv")
 
 # %% tags=["hide-input"]
 rows = []
-for s in results.SIZES:
+for s in places.SIZES:
     todo = sweep.jobs(s)
     models = [job for job in todo if isinstance(job, Experiment)]
     rollouts = [job for job in todo if not isinstance(job, Experiment)]
@@ -62,7 +64,7 @@ pd.DataFrame(rows).set_index("size")
 job = next(job for job in sweep.jobs(size) if not isinstance(job, Experiment) and job.method == "tto")
 print(sweep.label(job))
 print("needs:", ", ".join(f"model {exp.label}" for exp in job.models))
-print(json.dumps(results.plain(job))[:300], "...")
+print(json.dumps(keys.plain(job))[:300], "...")
 
 # %% [markdown]
 # The dataset is in it as a recipe: which snapshots of which policies act for how many steps from which seed. A worker
@@ -223,9 +225,9 @@ table.assign(**{"longest chain": floor, "GPU hours": work}).style.format("{:,.0f
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-cluster", "caption": "Hours of the sweep of size paper against the number of GPUs, by calculation. Dotted: the same work shared without loss. Dashed: the longest chain, a training and the rollouts that wait for it, which no number of GPUs shortens."}, "image": {"alt": "Log-log plot of hours against GPUs for three readings of the cost, each falling along its dotted line and then levelling off at its dashed line."}}
 figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
 for (name, column), colour in zip(takes.items(), ("transformer", "third", "other")):
-    axes.loglog(takes.index, column, "o-", ms=4, color=draw.COLOURS[colour], label=name)
-    axes.loglog(takes.index, work[name] / takes.index, ":", lw=1, color=draw.COLOURS[colour])
-    axes.axhline(floor[name], ls="--", lw=0.8, color=draw.COLOURS[colour])
+    axes.loglog(takes.index, column, "o-", ms=4, color=figures.COLOURS[colour], label=name)
+    axes.loglog(takes.index, work[name] / takes.index, ":", lw=1, color=figures.COLOURS[colour])
+    axes.axhline(floor[name], ls="--", lw=0.8, color=figures.COLOURS[colour])
 axes.set_xticks(ticks := [n for n in GPUS if n.bit_count() == 1], map(str, ticks))
 axes.minorticks_off()
 days = [6, 12, 24, 24 * 7, 24 * 30]
@@ -244,8 +246,8 @@ plt.show()
 # %% tags=["hide-input"]
 rows = []
 for exp in [job for job in sweep.jobs(size) if isinstance(job, Experiment)]:
-    if folder := stages.checkpoint_folder(exp):
-        about = train.about(folder)
+    if folder := store.checkpoint_folder(exp):
+        about = checkpoint.about(folder)
         rows.append({"model": exp.label, "took (min)": about["seconds"] / 60,
                      "calculated (min)": sweep.seconds(exp, about["gflops_fp32"]) / 60})  # fmt: skip
 checked = pd.DataFrame(rows, columns=["model", "took (min)", "calculated (min)"]).set_index("model")

@@ -30,16 +30,18 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from ttlib import claims, results, verdicts
+from ttlib.claims import rules
+from ttlib.claims.ledger import REPRODUCED, SIZES, UNTESTED, VERDICTS, Claim, evaluate, load, ours, outcomes, table
+from ttlib.pipeline import places
 
-results.folder(size)  # ValueError for an unknown size; the table below shows all sizes that were run
-ledger = claims.load()
-found = claims.outcomes(ledger)
+places.folder(size)  # ValueError for an unknown size; the table below shows all sizes that were run
+ledger = load()
+found = outcomes(ledger)
 
 # %% [markdown]
 # ## How a verdict comes about
 #
-# `data/claims.toml` holds a row for each claim, with its tolerance as numbers. `ttlib/verdicts.py` holds a rule for each
+# `data/claims.toml` holds a row for each claim, with its tolerance as numbers. `ttlib/claims/rules.py` holds a rule for each
 # row: a function of result tables. Five verdicts are possible:
 #
 # | verdict | meaning |
@@ -62,14 +64,14 @@ found = claims.outcomes(ledger)
 # ## The ledger
 
 # %% tags=["hide-input"]
-Markdown(claims.table(ledger, found, ""))
+Markdown(table(ledger, found, ""))
 
 # %% [markdown]
 # A dash: nothing to show. What stands in brackets, an interval in most rows, is said below. In short:
 
 # %% tags=["hide-input"]
-run = [s for s in claims.SIZES if any(found[c.id, s].finding for c in ledger)]
-counts = {s: pd.Series([found[c.id, s].verdict for c in ledger]).value_counts().reindex(claims.VERDICTS, fill_value=0) for s in run}
+run = [s for s in SIZES if any(found[c.id, s].finding for c in ledger)]
+counts = {s: pd.Series([found[c.id, s].verdict for c in ledger]).value_counts().reindex(VERDICTS, fill_value=0) for s in run}
 Markdown("\n\n".join(
     f"At size {s}, of {len(ledger)} claims " + ", ".join(f"{n} {'is' if n == 1 else 'are'} {verdict}" for verdict, n in counts[s].items()) + "."
     for s in run
@@ -83,11 +85,11 @@ Markdown("\n\n".join(
 # %% tags=["hide-input"]
 
 
-def said(claim: claims.Claim) -> str:
+def said(claim: Claim) -> str:
     lines = [f"**{claim.wording}** Section {claim.section}; `{claim.id}`.", ""]
-    for s in run or claims.SIZES[:1]:
+    for s in run or SIZES[:1]:
         outcome = found[claim.id, s]
-        value = f": {claims.ours(outcome)} {claim.unit}" if outcome.finding else ""
+        value = f": {ours(outcome)} {claim.unit}" if outcome.finding else ""
         lines.append(f"- {s}: **{outcome.verdict}**{value}{f' ({outcome.note})' if outcome.note else ''}")
     lines += [f"- reproduced if: {claim.tolerance}", f"- trend only if: {claim.trend}", f"- in brackets: {claim.interval}",
               f"- from: {', '.join(f'`{name}.csv`' for name in claim.files)}"]  # fmt: skip
@@ -106,19 +108,19 @@ Markdown("\n\n".join(said(claim) for claim in ledger))
 
 
 def read(name: str) -> pd.DataFrame:
-    path = results.folder("laptop") / f"{name}.csv"
+    path = places.folder("laptop") / f"{name}.csv"
     return pd.read_csv(path) if path.exists() else pd.DataFrame()
 
 
 def optimiser() -> str:
-    tried = pd.read_csv(results.ROOT / "data" / "tried_hopper.csv").query("profile == 'v1'").round({"million tokens": 0})
+    tried = pd.read_csv(places.ROOT / "data" / "tried_hopper.csv").query("profile == 'v1'").round({"million tokens": 0})
     best = tried.assign(kind=tried.optimiser.str.split().str[0]).groupby(["million tokens", "kind"])["held-out nats"].min().unstack().dropna()
     tokens, row = best.index[0], best.iloc[0]
     return f"after {tokens:.0f} million tokens of hopper {row['adamw']:.2f} held-out nats with AdamW, {row['muon']:.2f} with Muon"
 
 
 def smooth() -> str:
-    tried = pd.read_csv(results.ROOT / "data" / "tried_training.csv").query("task == 'hopper-medium-replay'")
+    tried = pd.read_csv(places.ROOT / "data" / "tried_training.csv").query("task == 'hopper-medium-replay'")
     rows = [tried[tried.setting == name].sort_values("minutes").iloc[-1] for name in ("Muon", "Muon, smooth embeddings")]
     return f"after {rows[0].minutes:.0f} minutes on hopper {rows[0].held_out_nats:.2f} held-out nats without, {rows[1].held_out_nats:.2f} with it"
 
@@ -136,8 +138,8 @@ def edges() -> str:
 
 
 def lucky() -> str:
-    pairs = verdicts._ablation(read("ablations_rollouts"), "r and R drawn")
-    shares, (low, high) = verdicts._compared(pairs)
+    pairs = rules._ablation(read("ablations_rollouts"), "r and R drawn")
+    shares, (low, high) = rules._compared(pairs)
     return f"drawing r and R instead gives {shares.share.mean():.2f} [{low:.2f}, {high:.2f}] of the return"
 
 
@@ -149,7 +151,7 @@ EFFECTS = {  # how a departure's text begins -> its measured effect
     "edge bins reach": edges,
     "r and R are read": lucky,
 }
-readme = (results.ROOT / "README.md").read_text()
+readme = (places.ROOT / "README.md").read_text()
 departures = re.findall(r"^\| `([\w/.]+)` \| (.+) \|$", readme, re.MULTILINE)
 
 
@@ -158,7 +160,7 @@ def effect(text: str) -> str:
         if text.startswith(begins):
             try:
                 return measured()
-            except (verdicts.NotTestedError, KeyError, IndexError, AttributeError, pd.errors.UndefinedVariableError):
+            except (rules.NotTestedError, KeyError, IndexError, AttributeError, pd.errors.UndefinedVariableError):
                 return "measured by an ablation that has not been run"
     return "not measured"
 
@@ -173,12 +175,12 @@ Markdown(f"| where | departure | effect |\n|:---|:---|:---|\n{rows}\n")
 # one of these puts its result under `figures/<size>/` by running the page, and then runs `make claims`.
 
 # %% tags=["hide-input"]
-open_ones = [c for c in ledger if not any(found[c.id, s].verdict == claims.REPRODUCED for s in claims.SIZES)]
+open_ones = [c for c in ledger if not any(found[c.id, s].verdict == REPRODUCED for s in SIZES)]
 
 
-def case(claim: claims.Claim) -> str:
-    verdict = "; ".join(f"{s}: {found[claim.id, s].verdict}" + (f" ({note})" if (note := found[claim.id, s].note) else "") for s in run or claims.SIZES[:1])
-    ran = any(found[claim.id, s].finding for s in claims.SIZES)
+def case(claim: Claim) -> str:
+    verdict = "; ".join(f"{s}: {found[claim.id, s].verdict}" + (f" ({note})" if (note := found[claim.id, s].note) else "") for s in run or SIZES[:1])
+    ran = any(found[claim.id, s].finding for s in SIZES)
     tried = f"tried: {claim.tried}" if ran else f"not run yet; meant to be: {claim.tried}"
     return f"**{claim.wording}** The paper: {claim.paper}. {verdict}.\n\n- {tried}\n- would settle it: {claim.settle}"
 
@@ -191,18 +193,18 @@ Markdown("\n\n".join(case(c) for c in open_ones) or "Nothing: every claim is rep
 # %% tags=["hide-input"]
 
 
-def these(verdict: str) -> list[claims.Claim]:
+def these(verdict: str) -> list[Claim]:
     return [c for c in ledger if any(found[c.id, s].verdict == verdict for s in run)]
 
 
-def listed(chosen: list[claims.Claim]) -> str:
+def listed(chosen: list[Claim]) -> str:
     return "\n".join(f"- {c.wording}" for c in chosen) or "- none"
 
 
 Markdown("\n\n".join(
     f"{verdict[0].upper()}{verdict[1:]}:\n\n{listed(these(verdict))}"
-    for verdict in claims.VERDICTS[:-1]
-) + f"\n\n{len(these(claims.UNTESTED))} of {len(ledger)} claims were not tested at one size or another. What was not tested is not evidence, for or against.")
+    for verdict in VERDICTS[:-1]
+) + f"\n\n{len(these(UNTESTED))} of {len(ledger)} claims were not tested at one size or another. What was not tested is not evidence, for or against.")
 
 # %% [markdown]
 # ## Exercises
@@ -225,7 +227,7 @@ def by_luck(n: int, tries: int = 400) -> float:
     rng, clear = np.random.default_rng(0), 0
     for _ in range(tries):
         a, b = (pd.DataFrame({"model_seed": 0, "return": rng.normal(1000, 300, n)}) for _ in range(2))
-        clear += verdicts.between(verdicts.means(a, "return") - verdicts.means(b, "return"))[0] > 0
+        clear += rules.between(rules.means(a, "return") - rules.means(b, "return"))[0] > 0
     return clear / tries
 
 
@@ -257,7 +259,7 @@ from dataclasses import replace
 
 claim = next(c for c in ledger if c.id == "order-of-models")
 for share in (0, 0.25, 0.5, 0.75, 0.9, 0.99):
-    outcome = claims.evaluate(replace(claim, limits={"share": share}), results.ROOT / "figures" / "laptop", "laptop")
+    outcome = evaluate(replace(claim, limits={"share": share}), places.ROOT / "figures" / "laptop", "laptop")
     print(f"more than {share:.0%} of the steps: {outcome.verdict}{' <- ours' if share == claim.limits['share'] else ''}")
 
 # %% [markdown]

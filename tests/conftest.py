@@ -3,16 +3,16 @@
 import functools
 import os
 
+from ttlib import tokenizer
+from ttlib.model import GPT, ModelConfig
+from ttlib.tokenizer import Transition
+
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
-
-from ttlib import tokenizer
-from ttlib.model import GPT, ModelConfig
-from ttlib.tokenizer import Transition
 
 torch.set_num_threads(1)
 settings.register_profile("ttlib", deadline=None, derandomize=True, max_examples=60)

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ttlib import search
-from ttlib.model import GPT, Cache, read
+from ttlib import cache, search
+from ttlib.cache import Cache
+from ttlib.model import GPT
 from ttlib.tokenizer import Tokenizer
 
 
@@ -23,7 +24,7 @@ class Decoder:
         self.model, self.tokenizer = model, tokenizer
         self.dim = (ids.shape[1] - model.config.prefix) % tokenizer.transition.D
         self.cache, self.rows = Cache(), len(ids)
-        self.log_p = _log_p(read(model, ids, self.cache)[:, -1:])
+        self.log_p = _log_p(cache.read(model, ids, self.cache)[:, -1:])
 
     def advance(self, bins: Tensor, parents: Tensor | None) -> Tensor:
         """(G, K) bins appended to sequences `parents` (G, K) of each group -> (G, K, V) log-probabilities."""
@@ -34,7 +35,7 @@ class Decoder:
         self.cache.room = K * max(0, transition.reward - self.dim)  # for these sequences' tokens up to r
         ids = bins.flatten()[:, None] + self.tokenizer.V * self.dim
         self.dim = (self.dim + 1) % transition.D
-        return _log_p(read(self.model, ids, self.cache).view(G, K, -1))
+        return _log_p(cache.read(self.model, ids, self.cache).view(G, K, -1))
 
     def _flat(self, within: Tensor) -> Tensor:
         """(G, K) rows counted within each of G groups -> (G * K,) rows counted through."""

@@ -14,20 +14,18 @@ makes such a file, `load` reads one whole, `opened` reads one that need not fit 
 """
 
 import dataclasses
-import io
 import itertools
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
-from ttlib import results
+from ttlib import files
+from ttlib.pipeline import places
 from ttlib.tokenizer import Tokenizer, Transition
 
 
@@ -43,10 +41,18 @@ FORMAT = {
     "terminals": (1, _is_flag, "0 or 1"),
     "timeouts": (1, _is_flag, "0 or 1"),
 }
+
+
 KEYS = tuple(FORMAT)
+
+
 MISSING = 255  # byte of a hidden state dimension among bins
+
+
 # Simulators round: an action may exceed its range by this much.
 ROUNDING = 1e-5
+
+
 # Steps read, checked or tokenized at a time, and bytes of the columns that bins are fitted to at a time.
 CHUNK, COLUMN_BYTES = 1 << 14, 1 << 24
 
@@ -169,75 +175,6 @@ def _check_values(key: str, array: np.ndarray | h5py.Dataset, right, words: str)
     if count:
         others = f", and {count - 1} more such values" if count > 1 else ""
         raise ValueError(f"{first}{others}; expected {words}: repair them or remove their episodes")
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """What goes wrong while a file is read is a complaint about that file."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path} is missing; run `make data` (see data/README.md)") from error
-    except (OSError, RuntimeError, KeyError) as error:  # what h5py raises for damaged files
-        hint = "replace it, or delete it and run `make data` if that made it"
-        raise ValueError(f"{path} is not a readable HDF5 file ({error}): {hint}") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _arrays(file: h5py.File) -> dict[str, h5py.Dataset]:
-    """Metadata left out."""
-    found = {}
-    # str: in a damaged file a name may come as bytes.
-    file.visititems(lambda name, item: found.update({str(name): item} if isinstance(item, h5py.Dataset) else {}))
-    return {name: array for name, array in found.items() if not name.startswith("metadata")}
-
-
-def read(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an HDF5 file, unchecked, metadata left out.  FileNotFoundError or ValueError names the file."""
-    with _naming(path), h5py.File(path) as file:
-        return {name: array[()] for name, array in _arrays(file).items()}
-
-
-@contextmanager
-def opened(path: Path, action_range: tuple[float, float] | None = None) -> Iterator[Episodes]:
-    """The episodes of a file, checked as by `episodes`, while it is open: its states and actions are read only
-    where they are sliced.  Raises as `read` and `episodes` do."""
-    with ExitStack() as stack:
-        with _naming(path):
-            file = stack.enter_context(h5py.File(path))
-            found = episodes(_arrays(file), action_range)
-        yield found
-
-
-def load(path: Path, action_range: tuple[float, float] | None = None) -> Episodes:
-    """The episodes of a file, whole.  Raises as `opened` does."""
-    with opened(path, action_range) as found:
-        return dataclasses.replace(found, states=found.states[:], actions=found.actions[:])
-
-
-def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write arrays as HDF5, whole or not at all: a killed or failed run leaves no half file under the final name.
-
-    The file is made in memory first, for the HDF5 library crashes where a disk is full.  OSError says how many
-    bytes were needed.
-    """
-    made = io.BytesIO()
-    with h5py.File(made, "w") as file:
-        for name, array in arrays.items():
-            file.create_dataset(name, data=array, compression="gzip", compression_opts=1, shuffle=True)
-    content, path = made.getbuffer(), Path(path)
-    with _needing(content.nbytes, path):
-        results.write_aside(path, lambda aside: aside.write_bytes(content))
-
-
-@contextmanager
-def _needing(count: int, place: Path) -> Iterator[None]:
-    """A disk that is full says how much was wanted."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, f"{place}: writing failed ({error}); it needs {count:,} bytes") from error
 
 
 def reward_to_go(rewards: np.ndarray, starts: np.ndarray, gamma: float, include_current: bool = True) -> np.ndarray:
@@ -393,9 +330,9 @@ def part_windows(
     """
     transition, chosen = tokenizer.transition, [data.rows(part) for part in parts]
     first = np.cumsum([0, *map(np.count_nonzero, chosen)]).tolist()  # where each part begins in the file
-    folder = results.ROOT / "build"
+    folder = places.ROOT / "build"
     folder.mkdir(exist_ok=True)
-    with _needing(first[-1] * transition.D, folder), tempfile.TemporaryFile(dir=folder) as file:
+    with files.needing(first[-1] * transition.D, folder), tempfile.TemporaryFile(dir=folder) as file:
         at = [row * transition.D for row in first]
         for start in range(0, len(steps), CHUNK):
             chunk = slice(start, start + CHUNK)

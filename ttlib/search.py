@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ttlib import results
 from ttlib.tokenizer import Tokenizer
 
 Advance = Callable[[Tensor, Tensor | None], Tensor]
@@ -145,9 +144,9 @@ class Plan:
     proposal: str = "beam"
     cdf: float = 0.6
     use_reward_to_go: bool = True
-    lucky: bool = results.added(False)
-    noise: float = results.added(0.0)
-    chains: int = results.added(0)
+    lucky: bool = False
+    noise: float = 0.0
+    chains: int = 0
 
     def __post_init__(self):
         if self.proposal not in ("beam", "sample"):

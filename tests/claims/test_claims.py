@@ -1,0 +1,447 @@
+"""The ledger of claims: no verdict without a result, none that the ledger does not know, and every rule gives each of
+its verdicts on tables made by hand."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ttlib.claims import ledger, rules
+from ttlib.claims.ledger import LEDGER as PATH
+from ttlib.claims.ledger import NOT, SIZES, TREND, Outcome, changed, into_readme, load, outcomes, record
+from ttlib.pipeline import places
+
+LEDGER = {claim.id: claim for claim in ledger.load()}
+
+
+# Tables by hand, one function for each claim: (good) -> tables.  good: 2 the claim holds, 1 only its trend, 0 neither.
+
+
+def rollouts(groups: dict[tuple, float], n: int = 8) -> pd.DataFrame:
+    """(dataset, method, setting) -> mean return; deviations from it are within one, and rise and fall by turns."""
+    deviations = np.linspace(-1, 1, n)
+    rows = [
+        {
+            "dataset": dataset,
+            "source": "official",
+            "method": method,
+            "profile": "v1" if method == "tto" else "any",
+            "setting": setting,
+            "model_seed": 0,
+            "rollout_seed": seed,
+            "return": mean + e,
+            "score": mean + e,
+        }
+        for i, ((dataset, method, setting), mean) in enumerate(groups.items())
+        for seed, e in enumerate((-1) ** i * deviations)
+    ]
+    return pd.DataFrame(rows)
+
+
+def curves(panels: dict[str, dict[str, float | list]], half: float = 1.0) -> pd.DataFrame:
+    """Figure 2 with 100 steps: panel -> model -> log-likelihood, one or by step."""
+    rows = []
+    for panel, models in panels.items():
+        for model, y in models.items():
+            frame = pd.DataFrame({"t": np.arange(1, 101), "log_likelihood": y}).assign(seed=0, panel=panel, model=model)
+            scoring = "histogram" if model == "simulator" else "mixture"
+            rows.append(
+                frame.assign(
+                    scoring=scoring, low=lambda f: f.log_likelihood - half, high=lambda f: f.log_likelihood + half
+                )
+            )
+    return pd.concat(rows)
+
+
+def figure_2(panels: dict[str, dict[str, float | list]]) -> dict[str, pd.DataFrame]:
+    """Its curves, and the Transformer's leads over all other models, known to a tenth of a nat."""
+    table, rows = curves(panels), []
+    for (panel, other), of in table.groupby(["panel", "model"]):
+        ours = table[(table.panel == panel) & (table.model == "transformer")]
+        lead = ours.log_likelihood.to_numpy() - of.log_likelihood.to_numpy()
+        for first, last in [*((t, t) for t in range(1, 101)), (51, 100), (1, 100)]:
+            mean = lead[first - 1 : last].mean()
+            row = {"panel": panel, "model": "transformer", "other": other, "first": first, "last": last}
+            rows.append(row | {"lead": mean, "low": mean - 0.1, "high": mean + 0.1})
+    return {"fig2_error_compounding": table, "fig2_leads": pd.DataFrame(rows)}
+
+
+def ensembles(y) -> dict:
+    return {"ensemble_ts1": y, "ensemble_tsinf": np.asarray(y) - 5.0}
+
+
+def round_trip(good):
+    return {
+        "round_trip": pd.DataFrame({"bins": "uniform", "largest_error": [0.9, 1.0 + 0.01 * (good == 0)], "steps": 10})
+    }
+
+
+def cloning(good):
+    other = ["1 2", "1 2" if good else "1 3"]
+    same = pd.DataFrame({"search": "1 2", "policy": other, "search_log_p": -1.0, "policy_log_p": -1.0})
+    return {"cloning_check": same}
+
+
+def plausible(good):
+    poses = []
+    for model, fallen in (("reference", 0), ("transformer", (90, 20, 0)[good]), ("ensemble", 50)):
+        t = np.arange(101)
+        turn = 0.001 * t + (t > 100 - fallen) * (t % 2)  # half a turn at every step once it has fallen
+        frame = pd.DataFrame(
+            {"model": model, "rollout": 0, "t": t, "q3": np.cos(turn), "q4": np.sin(turn), "q5": 0.0, "q6": 0.0}
+        )
+        poses.append(frame.assign(head=1.4 - (t > 100 - fallen)))
+    poses = pd.concat(poses)
+    heights = poses[["model", "rollout", "t", "head"]].rename(columns={"head": "z"}).assign(body="head")
+    return {"fig1_poses": poses.drop(columns="head"), "fig1_humanoid": heights}
+
+
+def order(good):
+    early, late = (20, 20) if good == 2 else (-20, 20) if good == 1 else (20, -20)
+    ours = np.where(np.arange(1, 101) > 60, late, early)
+    return figure_2({"observed": {"transformer": ours, **ensembles(0.0)}})
+
+
+def fails(good):
+    t = np.arange(1, 101)
+    ensemble = -60.0 * (t > (200, 90, 30)[good])
+    return {"fig2_error_compounding": curves({"observed": {"simulator": 0.0, **ensembles(ensemble)}})}
+
+
+def markov(good):
+    cut = (10.0, 60.0, 95.0)[good]
+    return {"fig2_error_compounding": curves({"observed": {"transformer": 100.0, "markov": cut, **ensembles(0.0)}})}
+
+
+def masked(good):
+    panels = {
+        "observed": {"transformer": 1.0, "markov": 0.0},
+        "masked": {"transformer": (0.5, 30.0 * (np.arange(100) < 10), 10.0)[good], "markov": 0.0},
+    }
+    past = {"panel": ["observed", "observed", "masked", "masked"], "model": "transformer", "past": [1, 4, 1, 4]}
+    ahead = pd.DataFrame(past | {"log_density": [50.0, 51.0, 10.0, 20.0]})
+    return {"fig2_leads": figure_2(panels)["fig2_leads"], "humanoid_one_step_by_past": ahead}
+
+
+def discretisation(good):
+    lines = {"transformer": 100.0, "markov": 90.0 if good else 10.0, **ensembles(0.0)}
+    table = rollouts({("h", "tto", "main"): 100, ("h", "tto", "independent dimensions"): 50 if good == 2 else 100})
+    return {"fig2_error_compounding": curves({"observed": lines}), "ablations_rollouts": table}
+
+
+def attention(rows: str, values: dict[str, float]) -> dict:
+    made = [{"rows": rows, "score": k, "value": v, "layer": 1, "head": 1} for k, v in values.items()]
+    return {"attention_scores": pd.DataFrame(made).assign(profile="v1", seed=0, uniform_value=0.1)}
+
+
+def patterns(good):
+    return attention("states", {"markov": 0.9 if good else 0.2, "striated": 0.3 if good == 2 else 0.1})
+
+
+def actions(good):
+    a, s = ((0.1, 0.9), (0.3, 0.5), (0.6, 0.2))[good]
+    return attention(
+        "actions", {"past_actions": a, "past_states": s, "past_action_key": a / 3, "past_state_key": s / 11}
+    )
+
+
+def table1(*names):
+    def make(good):
+        groups = {}
+        for name in names:  # 2: above all published priors; 1: above its own clone only; 0: below it
+            groups |= {
+                (name, "tto", "horizon 3"): (20, 30, 120)[good],
+                (name, "tto", "sampling"): 500,
+                (name, "bc", "MLP"): 25,
+                (name, "behaviour", "in turn"): 45,
+                (name, "random_shooting", "horizon 3, 32 sequences"): 10,
+            }
+        return {"table1_rollouts": rollouts(groups)}
+
+    return make
+
+
+def short(good):
+    tto, clone = ((90, 40), (90, 200), (30, 35))[good]
+    groups = {("halfcheetah-medium-expert-v2", "tto", "a"): tto, ("halfcheetah-medium-expert-v2", "bc", "b"): clone}
+    return {"table1_rollouts": rollouts(groups)}
+
+
+def bins(good):
+    name = "halfcheetah-medium-expert"
+    other = {("quantile bins"): (50, 100.4, 200)[good]}
+    return {
+        "ablations_rollouts": rollouts({(name, "tto", "main"): 100} | {(name, "tto", k): v for k, v in other.items()})
+    }
+
+
+def imitation(name):
+    def make(good):
+        ours = {(name, "tto", "action alone"): 10, (name, "tto", "4 transitions"): (200, 800, 1100)[good]}
+        return {"imitation_rollouts": rollouts(ours | {(name, "bc", "MLP"): 700}).assign(demonstrator=1000.0)}
+
+    return make
+
+
+def goals(good):
+    rows = [("goal_transformer", (0.3, 0.8, 0.99)[good]), ("transformer", 0.2), ("straight", 0.4)]
+    made = [
+        {"model": m, "split": "seen", "rooms_crossed": -1, "success": p, "low": p - 0.02, "high": p + 0.02}
+        for m, p in rows
+    ]
+    return {"four_rooms_success": pd.DataFrame(made)}
+
+
+def myopic(good):
+    without = (120, 99.8, 20)[good]
+    return {"ablations_rollouts": rollouts({("h", "tto", "main"): 100, ("h", "tto", "no reward-to-go"): without})}
+
+
+def noisy(good):
+    groups = {
+        ("h", "tto", "main"): 100,
+        ("h", "tto", "noise in R, 0.25 of its deviation"): (20, 60, 98)[good],
+        ("h", "tto", "no reward-to-go"): 20,
+    }
+    return {"ablations_rollouts": rollouts(groups)}
+
+
+def likely(good):
+    noise = np.linspace(-1, 1, 30)
+    made = [("tto", "released", (-9.0, -4.9, 0.0)[good]), ("tto", "v1", 50.0), ("random_shooting", "any", -5.0)]
+    rows = [
+        pd.DataFrame(
+            {
+                "dataset": "h",
+                "method": m,
+                "profile": p,
+                "setting": "a, 32 sequences",
+                "log_likelihood": x + s * noise,
+                "scorer": "v1",
+            }
+        )
+        for (m, p, x), s in zip(made, (1, 1, -1))
+    ]
+    return {"action_likelihood": pd.concat(rows)}
+
+
+def promises(good):
+    datasets = ("a", "b", "c")
+    exploited = datasets[: (1, 2, 3)[good]]  # on how many of them
+    kinds = [("tto", "horizon 3", 1), ("random_shooting", "horizon 3, 32 sequences", 9)]
+    rows = [
+        {
+            "dataset": d,
+            "method": m,
+            "profile": "v1",
+            "setting": s,
+            "rollout_seed": i,
+            "predicted": hope if d in exploited else 0,
+            "achieved": 0.0,
+        }
+        for d in datasets
+        for m, s, hope in kinds
+        for i in range(5)
+    ]
+    returns = {(d, m, s): 100 / hope for d in datasets for m, s, hope in kinds}
+    return {"planner_values": pd.DataFrame(rows), "table1_rollouts": rollouts(returns)}
+
+
+def timed(good):
+    """Tasks whose Transformer takes a second, the others a microsecond: two, or three of three."""
+    slow = ("hopper", "walker2d", "halfcheetah")[: (1, 2, 3)[good]]
+    rows = [
+        {
+            "task": t,
+            "model": m,
+            "environments": 1,
+            "seconds_per_decision": (1.0 if t in slow else 1e-6) if m == "O" else 0.001,
+        }
+        for t in ("hopper", "walker2d", "halfcheetah")
+        for m in ("O", "ensemble")
+    ]
+    return {"bench_planning": pd.DataFrame(rows)}
+
+
+def training(good):
+    hours = (50, 1, 8)[good]
+    return {
+        "bench_training": pd.DataFrame(
+            {"model": ["P"], "machine": "NVIDIA X", "tokens_per_second": [40.96e9 / hours / 3600]}
+        )
+    }
+
+
+HAND = {
+    "round-trip": round_trip,
+    "length-m-is-cloning": cloning,
+    "plausible-humanoid": plausible,
+    "order-of-models": order,
+    "ensemble-fails": fails,
+    "markov-is-close": markov,
+    "memory-when-masked": masked,
+    "discretisation-explains": discretisation,
+    "attention-patterns": patterns,
+    "actions-attend-to-actions": actions,
+    "hopper-walker": table1(
+        *(f"{t}-{k}-v2" for t in ("hopper", "walker2d") for k in ("medium", "medium-replay", "medium-expert"))
+    ),
+    "halfcheetah": table1("halfcheetah-medium-v2", "halfcheetah-medium-replay-v2"),
+    "halfcheetah-medium-expert": short,
+    "coarse-bins": bins,
+    "imitation-hopper": imitation("hopper-expert"),
+    "imitation-walker": imitation("walker2d-expert"),
+    "goals-without-rewards": goals,
+    "myopic": myopic,
+    "inaccurate-values": noisy,
+    "actions-in-distribution": likely,
+    "no-pessimism": promises,
+    "slower": timed,
+    "not-real-time": timed,
+    "training-cost": training,
+}
+WITHOUT_TREND = ("round-trip", "length-m-is-cloning")
+
+
+def judged(claim: ledger.Claim, tables: dict[str, pd.DataFrame], folder, size: str = "laptop") -> ledger.Outcome:
+    for name, table in tables.items():
+        table.to_csv(folder / f"{name}.csv", index=False)
+    return ledger.evaluate(claim, folder, size)
+
+
+@pytest.mark.parametrize("name", LEDGER)
+def test_a_rule_gives_each_verdict(name, tmp_path):
+    claim, make = LEDGER[name], HAND[name]
+    assert set(make(2)) == set(claim.files)
+    assert judged(claim, make(2), tmp_path).verdict == ledger.REPRODUCED
+    if name not in WITHOUT_TREND:
+        assert judged(claim, make(1), tmp_path).verdict == ledger.TREND
+    assert judged(claim, make(0), tmp_path, "paper").verdict == ledger.NOT
+    assert judged(claim, make(0), tmp_path, "laptop").verdict == (ledger.NOT_HERE if claim.size_matters else ledger.NOT)
+
+
+@pytest.mark.parametrize("name", LEDGER)
+def test_a_missing_result_is_never_reproduced(name, tmp_path):
+    """No file, one of several files, or a file with its columns and no rows: not tested."""
+    claim, tables = LEDGER[name], HAND[name](2)
+    assert ledger.evaluate(claim, tmp_path, "laptop").verdict == ledger.UNTESTED
+    for gone in tables:
+        assert judged(claim, {k: v for k, v in tables.items() if k != gone}, tmp_path).verdict == ledger.UNTESTED
+        for path in tmp_path.iterdir():
+            path.unlink()
+        outcome = judged(claim, tables | {gone: tables[gone].iloc[:0]}, tmp_path)
+        assert outcome.verdict == ledger.UNTESTED and outcome.note
+        for path in tmp_path.iterdir():
+            path.unlink()
+
+
+def test_a_value_that_is_no_number_is_not_tested(tmp_path):
+    tables = goals(2)
+    tables["four_rooms_success"]["success"] = np.nan
+    assert judged(LEDGER["goals-without-rewards"], tables, tmp_path).verdict == ledger.UNTESTED
+
+
+def test_a_file_with_other_columns_is_refused_with_their_names(tmp_path):
+    tables = {"four_rooms_success": goals(2)["four_rooms_success"].drop(columns="low")}
+    with pytest.raises(ValueError, match=r"goals-without-rewards.*low.*rooms_crossed"):
+        judged(LEDGER["goals-without-rewards"], tables, tmp_path)
+
+
+def test_scores_on_regenerated_data_reproduce_no_published_score(tmp_path):
+    for name in ("hopper-walker", "halfcheetah"):
+        table = HAND[name](2)["table1_rollouts"].assign(source="regenerated")
+        assert judged(LEDGER[name], {"table1_rollouts": table}, tmp_path).verdict == ledger.TREND
+    table = short(2)["table1_rollouts"].assign(source="regenerated")
+    verdict = judged(LEDGER["halfcheetah-medium-expert"], {"table1_rollouts": table}, tmp_path).verdict
+    assert verdict != ledger.REPRODUCED
+
+
+def test_half_of_the_data_sets_are_too_few(tmp_path):
+    table = HAND["hopper-walker"](2)["table1_rollouts"]
+    some = table[table.dataset.isin(sorted(table.dataset.unique())[:3])]
+    outcome = judged(LEDGER["hopper-walker"], {"table1_rollouts": some}, tmp_path)
+    assert outcome.verdict == ledger.UNTESTED and "3 of 6" in outcome.note
+
+
+def test_verdicts_are_those_of_the_ledger():
+    """Fails where a committed result changed a verdict, until `make claims` says so in data/claims.toml."""
+    ledger = list(LEDGER.values())
+    assert not changed(ledger, outcomes(ledger)), "look at it, then run `make claims`"
+
+
+def test_readme_has_the_table_of_now():
+    text, ledger = (places.ROOT / "README.md").read_text(), list(LEDGER.values())
+    assert text == into_readme(text, ledger, outcomes(ledger)), "run `make claims`"
+    for claim in ledger:
+        assert claim.wording in text
+
+
+def test_a_changed_verdict_is_told_and_written(tmp_path):
+    """Only the line `expected` of that claim changes in the file."""
+    ledger, path = list(LEDGER.values()), tmp_path / "claims.toml"
+    path.write_text(PATH.read_text())
+    found = {(c.id, size): Outcome(c.expected[size], None, "") for c in ledger for size in SIZES}
+    assert not changed(ledger, found)
+    other = TREND if LEDGER["slower"].expected["paper"] != TREND else NOT
+    found["slower", "paper"] = Outcome(other, None, "")
+    assert [line.split(":")[0] for line in changed(ledger, found)] == ["slower, size paper"]
+    record(ledger, found, path)
+    pairs = zip(PATH.read_text().splitlines(), path.read_text().splitlines(), strict=True)
+    assert [new for old, new in pairs if new != old] == [
+        f'expected = {{ laptop = "{LEDGER["slower"].expected["laptop"]}", paper = "{other}" }}'
+    ]
+    assert not changed(load(path), found)
+
+
+@pytest.mark.parametrize(
+    "old, new, said",
+    [
+        (r'^settle = "A test on one.*$', "", "round-trip.*settle"),
+        (r'^unit = "half bins.*$', 'unit = ""', "round-trip.*unit"),
+        (r'^id = "slower"$', 'id = "slow"', "slow.*round-trip"),
+        (r"^limits = \{ half_bins.*$", "limits = {}", "round-trip.*half_bins"),
+        (r"^expected = .*$", 'expected = { laptop = "holds", paper = "not tested" }', "round-trip.*holds.*trend only"),
+    ],
+)
+def test_a_wrong_row_is_refused_by_name(tmp_path, old, new, said):
+    text, count = re.subn(old, new, PATH.read_text(), count=1, flags=re.MULTILINE)
+    assert count
+    (tmp_path / "claims.toml").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        ledger.load(tmp_path / "claims.toml")
+
+
+def test_a_rule_without_a_row_is_refused(tmp_path):
+    rows = PATH.read_text().split("[[claim]]")
+    (tmp_path / "claims.toml").write_text("[[claim]]".join(rows[:-1]))
+    with pytest.raises(ValueError, match="training-cost"):
+        ledger.load(tmp_path / "claims.toml")
+
+
+def test_scores_of_the_paper_in_the_ledger_are_those_of_the_published_table():
+    """Means that the ledger quotes, and that the paper's own halfcheetah numbers pass its rule for a match."""
+    table = pd.read_csv(places.ROOT / "data" / "published_table1.csv")
+    ours = table[table.method == "TTO"].set_index("dataset")["mean"]
+    prior = table[table.method != "TTO"].groupby("dataset")["mean"].max()
+    for name, chosen in (
+        ("hopper-walker", ours.index.str.startswith(("hopper", "walker"))),
+        ("halfcheetah", ours.index.isin(["halfcheetah-medium", "halfcheetah-medium-replay"])),
+    ):
+        text, names = LEDGER[name].paper, ours.index[chosen]
+        assert text.startswith(f"{ours[names].mean():.0f} ") and f"best prior {prior[names].mean():.0f}" in text
+        assert (ours[names] >= LEDGER[name].limits["par"] * prior[names]).all()
+    short = "halfcheetah-medium-expert"
+    assert ours[short] < LEDGER[short].limits["short"] * prior[short]
+
+
+def test_differences_are_drawn_in_pairs_and_models_count_as_drawn():
+    """A constant difference between paired rollouts has an interval of no width; several models widen one's own."""
+
+    rows = rollouts({("h", "tto", "a"): 10.0})
+    more = rows.assign(**{"return": rows["return"] + 2})
+    low, high = rules.between(rules.means(more, "return") - rules.means(rows, "return"))
+    assert np.isclose(low, 2) and np.isclose(high, 2)
+    apart = pd.concat([rows.assign(model_seed=k, **{"return": rows["return"] + 20 * k}) for k in range(3)])
+    low, high = rules.between(rules.means(apart, "return"))
+    assert high - low > 20

@@ -1,0 +1,146 @@
+"""The shipped behaviour policies against their records, and the tool that trains them anew."""
+
+import json
+import runpy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ttlib import files
+from ttlib.datasets import regenerated
+from ttlib.environments import policies, tasks
+from ttlib.pipeline import places
+
+tool = runpy.run_path(str(places.ROOT / "ttlib" / "commands" / "policies.py"))
+RUNS = tool["RUNS"]
+each_task = pytest.mark.parametrize("task", sorted(tasks.TASKS))
+
+
+def record_of(task):
+    return json.loads((policies.POLICIES / task / "record.json").read_text())
+
+
+def snapshots(task):
+    return {int(path.stem[5:]): dict(np.load(path)) for path in (policies.POLICIES / task).glob("step_*.npz")}
+
+
+# -- what is shipped ---------------------------------------------------------------------------------------
+
+@each_task
+def test_snapshots_are_those_that_the_record_names(task):
+    record, found = record_of(task), snapshots(task)
+    assert sorted(found) == record.get("shipped", record["steps"])
+    assert set(found) <= set(record["steps"])
+    assert {str(step) for step in found} <= set(record["stochastic_return"])
+    assert {step for recipe in regenerated.RECIPES[task].values() for step in recipe.snapshots} - {0} <= set(found)
+    weights = [w["hidden1_weight"].tobytes() for w in found.values()]
+    assert len(set(weights)) == len(weights), "one snapshot under two names"
+
+
+@each_task
+def test_arrays_fit_each_other_and_the_task(task):
+    env, (first, second) = tasks.make(task), record_of(task)["hyperparameters"]["hidden"]
+    N, M = env.observation_space.shape[0], env.action_space.shape[0]
+    shapes = {"hidden0": (N, first), "hidden1": (first, second), "mean": (second, M), "log_std": (second, M)}
+    expected = {f"{name}_weight": shape for name, shape in shapes.items()}
+    expected |= {f"{name}_bias": shape[1:] for name, shape in shapes.items()}
+    for step, arrays in snapshots(task).items():
+        assert {name: array.shape for name, array in arrays.items()} == expected, step
+        assert all(array.dtype == np.float32 and np.isfinite(array).all() for array in arrays.values()), step
+
+
+# Snapshots that never fall, or always at once, so that a single episode says enough.
+@pytest.mark.parametrize(("task", "step"), [("hopper", 20_000), ("walker2d", 720_000), ("halfcheetah", 1_000_000)])
+def test_a_snapshot_earns_what_its_record_says(task, step):
+    env, act, rng = tasks.make(task), policies.policy(task, step), np.random.default_rng(0)
+    state, _ = env.reset(seed=0)
+    total, over = 0.0, False
+    while not over:
+        state, reward, terminal, timeout, _ = env.step(act(state[None], rng)[0])
+        total, over = total + reward, terminal or timeout
+    said = record_of(task)["stochastic_return"][str(step)]
+    assert abs(total - said["mean"]) < 6 * said["std"]
+
+
+# -- training them anew ------------------------------------------------------------------------------------
+
+@each_task
+def test_the_recipe_is_the_records(task):
+    run, record, spec = RUNS[task], record_of(task), tasks.make(task).spec
+    assert record["algorithm"].split()[0] == run.algorithm
+    assert record["hyperparameters"] == run.hyperparameters | {"activation": "relu"}
+    assert (record["seed"], record["steps"][-1]) == (run.seed, run.steps)
+    assert (record["environment"], record["environment_options"]) == (spec.id, spec.kwargs)
+    assert not [step for step in record["steps"] if step % run.every], "a snapshot that would not be taken"
+    assert run.every % run.hyperparameters["train_freq"] == 0 and run.steps % run.every == 0
+
+
+def test_an_unknown_task_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match="'waker2d'.*'walker2d'"):
+        tool["main"](["waker2d"])
+
+
+def tiny(algorithm="SAC", **changes):
+    """Three snapshots of a small agent; updates begin before the first."""
+    small = {"batch_size": 4, "learning_starts": 40, "hidden": [6, 5]}
+    return tool["Run"](algorithm, 600, every=200, hyperparameters=tool["HYPERPARAMETERS"] | small | changes)
+
+
+@pytest.mark.parametrize("algorithm", ["SAC", "TQC"])
+def test_exported_arrays_act_as_the_librarys_actor(algorithm, tmp_path, monkeypatch):
+    pytest.importorskip("sbx")
+    agent, states = tool["new_agent"]("humanoid", tiny(algorithm)), np.random.default_rng(0).normal(size=(7, 45))
+    layers = agent.policy.actor_state.params["params"]
+    layers["Dense_3"]["bias"] = np.linspace(-25, 5, 17)  # log_std is clipped on both sides
+    layers["Dense_0"]["bias"] = np.linspace(-1, 1, 6)
+    monkeypatch.setattr(policies, "POLICIES", tmp_path)
+    tool["write_npz"](tmp_path / "humanoid" / "step_0000001.npz", tool["actor_arrays"](agent))
+    act = policies.policy("humanoid", 1)
+
+    class Drawn:
+        """A generator of which one knows what it draws."""
+
+        def __init__(self, noise):
+            self.standard_normal = lambda shape: np.broadcast_to(noise, shape)
+
+    best, _ = agent.predict(states, deterministic=True)
+    np.testing.assert_allclose(act(states, Drawn(0.0)), best, atol=1e-6)
+    normal = agent.policy.actor_state.apply_fn(agent.policy.actor_state.params, states).distribution
+    noise = np.random.default_rng(1).normal(size=(7, 17))
+    drawn = 0.4 * np.tanh(normal.mean() + normal.stddev() * noise)  # the humanoid's actions are in [-0.4, 0.4]
+    np.testing.assert_allclose(act(states, Drawn(noise)), drawn, atol=1e-6)
+
+
+def test_diverged_training_is_not_exported():
+    pytest.importorskip("sbx")
+    agent = tool["new_agent"]("hopper", tiny())
+    agent.policy.actor_state.params["params"]["Dense_2"]["bias"] = np.array([0, np.nan, 0])
+    with pytest.raises(ValueError, match="mean_bias.*not finite"):
+        tool["actor_arrays"](agent)
+
+
+def test_a_killed_run_ends_as_one_that_was_not(tmp_path, monkeypatch):
+    pytest.importorskip("sbx")
+    run, killed, whole = tiny(), tmp_path / "killed", tmp_path / "whole"
+    tool["train"]("hopper", run, whole)
+    write_aside = files.write_aside
+
+    def dies(path, write):
+        if path.name == "agent_0000400.zip":  # the second snapshot's arrays are written, its agent is not
+            raise KeyboardInterrupt
+        write_aside(path, write)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(files, "write_aside", dies)
+        tool["train"]("hopper", run, killed)
+    assert tool["steps_done"](killed) == 200
+    with pytest.raises(ValueError, match="seed 0, now 1"):
+        tool["train"]("hopper", replace(run, seed=1), killed)
+    tool["train"]("hopper", run, killed)
+    assert (killed / "record.json").read_text() == (whole / "record.json").read_text()
+    for name in ("step_0000400.npz", "step_0000600.npz"):
+        one, other = (np.load(folder / name) for folder in (killed, whole))
+        assert all((one[key] == other[key]).all() for key in one)
+    changed = np.load(whole / "step_0000200.npz")["mean_weight"] - np.load(whole / "step_0000600.npz")["mean_weight"]
+    assert np.abs(changed).max() > 0.01, "nothing was learned between the snapshots"

@@ -1,0 +1,54 @@
+"""Every shipped checkpoint is the model that its record describes: no silent change can pass."""
+
+import pytest
+import torch
+
+from ttlib import checkpoint, train
+from ttlib.baselines import ensemble
+from ttlib.pipeline import experiments, store
+from ttlib.studies import long_horizon
+
+FOLDERS = sorted(path for path in store.SHIPPED.glob("*") if path.is_dir())
+SHIPPED = [path for path in FOLDERS if "ensemble" not in path.name]
+pytestmark = pytest.mark.skipif(not SHIPPED, reason=f"no checkpoint is shipped in {store.SHIPPED}")
+
+
+@pytest.fixture(scope="module", params=SHIPPED, ids=lambda folder: folder.name)
+def shipped(request):
+    loaded = checkpoint.load(request.param)
+    about = loaded.about["experiment"]
+    return request.param, loaded, experiments.get(about["name"], about["size"], about["profile"])
+
+
+def test_the_recorded_loss_is_reproduced(shipped):
+    _, loaded, _ = shipped
+    with torch.inference_mode():
+        parts = zip(loaded.held_out.split(16), loaded.weight.split(16))
+        nats = sum(train.loss(loaded.model, *part).item() * part[1][:, 1:].sum().item() for part in parts)
+    nats /= loaded.weight[:, 1:].sum().item()
+    assert nats == pytest.approx(loaded.about["held_out_nats"], abs=1e-4)
+
+
+def test_the_key_is_that_of_the_experiment_of_its_name(shipped):
+    folder, loaded, exp = shipped
+    assert folder.name == f"{exp.label}-{exp.size}"
+    assert loaded.about["key"] == store.model_key(exp)
+    assert loaded.model.config == exp.model and loaded.tokenizer.V == exp.bins.V
+
+
+def test_weights_are_bf16_numbers_on_finite_bins(shipped):
+    _, loaded, _ = shipped
+    assert all((p == p.bfloat16().float()).all() for p in loaded.model.parameters())
+    assert loaded.tokenizer.centres.isfinite().all() and (loaded.tokenizer.width > 0).all()
+
+
+def test_every_shipped_ensemble_is_the_one_that_the_figures_ask_for():
+    wanted = {}
+    for panel in experiments.PANELS:
+        protocol = experiments.long_horizon("laptop", panel)
+        wanted |= {long_horizon.ensemble_folder(protocol, seed): (protocol, seed) for seed in protocol.seeds}
+    for folder in set(FOLDERS) - set(SHIPPED):
+        protocol, seed = wanted[folder]
+        made, about = ensemble.load(folder)
+        assert about["key"] == long_horizon.ensemble_key(protocol, seed)
+        assert made.config.hidden == protocol.ensemble.hidden and made.config.members == protocol.ensemble.members

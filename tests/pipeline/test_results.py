@@ -1,0 +1,301 @@
+"""Numbers with parents: computed once, published unchanged, refused where they do not belong."""
+
+import json
+import subprocess
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import random_steps, tiny_model
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from ttlib import control, tokenizer
+from ttlib.environments import tasks
+from ttlib.pipeline import keys, places, provenance, results, statistics
+from ttlib.pipeline.keys import key
+from ttlib.tokenizer import Transition
+from ttlib.train import TrainConfig
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(places, "ROOT", tmp_path)
+    monkeypatch.setattr(places, "TABLES", tmp_path / "build" / "tables")
+    return tmp_path
+
+
+class Made:
+    """A `make` that counts; every call gives other numbers unless they are given."""
+
+    def __init__(self, numbers=None):
+        self.calls, self.numbers = 0, numbers
+
+    def __call__(self):
+        self.calls += 1
+        x = self.numbers or [1 / 3, float(self.calls)]
+        return pd.DataFrame({"seed": range(len(x)), "return": x})
+
+
+CONFIG = {"profile": "v1", "seeds": (0, 1), "train": TrainConfig(7)}
+
+
+def files(folder):
+    found = [p for p in folder.rglob("*") if p.is_file()]
+    return {p.relative_to(folder): (p.read_bytes(), p.stat().st_mtime_ns) for p in found}
+
+
+# -- tables ------------------------------------------------------------------------------------------------
+
+def test_a_table_is_computed_once_for_each_key(elsewhere):
+    make = Made()
+    first = results.table("t", "smoke", make, CONFIG, {"model": "a"})
+    again = results.table("t", "smoke", make, CONFIG | {"seeds": [0, 1]}, {"model": "a"})
+    assert make.calls == 1 and first.equals(again)
+    for name, size, config, inputs, stage in [
+        ("u", "smoke", CONFIG, {"model": "a"}, 1), ("t", "laptop", CONFIG, {"model": "a"}, 1),
+        ("t", "smoke", CONFIG | {"profile": "released"}, {"model": "a"}, 1),
+        ("t", "smoke", CONFIG | {"train": TrainConfig(8)}, {"model": "a"}, 1),
+        ("t", "smoke", CONFIG, {"model": "b"}, 1), ("t", "smoke", CONFIG, None, 1),
+        ("t", "smoke", CONFIG, {"model": "a"}, 2),
+    ]:
+        before = make.calls
+        for _ in range(2):
+            found = results.table(name, size, make, config, inputs, stage)
+        assert make.calls == before + 1 and found["return"][1] == make.calls
+    assert results.table("t", "smoke", make, CONFIG, {"model": "a"}).equals(first)
+
+
+def test_a_table_takes_what_its_kept_parts_took(elsewhere):
+    """Once: the next one that is made of the same parts finds them there, as it does where nothing is kept."""
+    def part(seed):
+        return results.table("part", "smoke", Made([1.0]), {"seed": seed}, public=False)
+
+    def whole(name, *seeds):
+        results.table(name, "smoke", lambda: pd.concat([part(seed) for seed in seeds]), {"seeds": seeds})
+        return json.loads((elsewhere / "figures" / "smoke" / f"{name}.json").read_text())["wall_seconds"]
+
+    assert whole("fresh", 0, 1) < 50
+    records = list(places.TABLES.glob("part-*.json"))
+    assert len(records) == 2
+    for record in records:
+        about = json.loads(record.read_text())
+        record.write_text(json.dumps(about | {"wall_seconds": 100.0, "gflops_fp32": provenance.gflops() * 2}))
+    assert whole("measured", 0, 1) < 50  # in this process, where they were computed
+    results._parts.clear()  # another process
+    assert whole("of one", 0) == pytest.approx(200, abs=50)
+    assert whole("of both", 0, 1) == pytest.approx(200, abs=50)
+    assert whole("of both again", 1, 0) < 50
+
+
+def test_published_numbers_have_a_record_of_what_made_them(elsewhere):
+    table = results.table("t", "smoke", Made([0.1, 1 / 3, 12345678.9]), CONFIG, {"model": "a"})
+    csv, record = (elsewhere / "figures" / "smoke" / f"t.{ending}" for ending in ("csv", "json"))
+    assert csv.read_bytes() == b"seed,return\n0,0.1\n1,0.333333\n2,1.23457e+07\n"
+    assert pd.read_csv(csv).equals(table)
+    about = json.loads(record.read_text())
+    assert (about["name"], about["size"], about["inputs"]) == ("t", "smoke", {"model": "a"})
+    assert about["config"] == json.loads(json.dumps(keys.plain(CONFIG)))
+    assert about["config"]["train"]["updates"] == 7 and about["config"]["seeds"] == [0, 1]
+    assert {"commit", "versions", "wall_seconds"} <= about.keys() and about["versions"]["torch"]
+    hidden = results.table("private", "smoke", Made(), CONFIG, public=False)
+    assert len(hidden) == 2 and not list(csv.parent.glob("private*"))
+
+
+def test_the_same_numbers_leave_every_file_untouched(elsewhere, monkeypatch):
+    make = lambda numbers: results.table("t", "smoke", Made(numbers), CONFIG)  # noqa: E731
+    make([1.0, 2.0])
+    published = elsewhere / "figures"
+    before = files(published)
+    make([1.0, 2.0])
+    make([1.0, 2.0])  # loaded
+    for numbers in ([1.0, 2.0], [1.0, 3.0]):
+        for path in places.TABLES.iterdir():  # as on another machine, computed anew
+            path.unlink()
+        make(numbers)
+        assert (files(published) == before) == (numbers == [1.0, 2.0])
+    monkeypatch.setattr(provenance, "here", lambda: {"commit": "another"})
+    before = files(published)
+    for path in places.TABLES.iterdir():
+        path.unlink()
+    make([1.0, 3.0])
+    assert files(published) == before
+
+
+def test_another_recipe_changes_the_record_even_where_the_numbers_agree(elsewhere):
+    results.table("t", "smoke", Made([1.0]), CONFIG)
+    record = elsewhere / "figures" / "smoke" / "t.json"
+    before = json.loads(record.read_text())["recipe"]
+    results.table("t", "smoke", Made([1.0]), CONFIG | {"profile": "released"})
+    assert json.loads(record.read_text())["recipe"] != before
+
+
+def test_only_changes_that_numbers_can_depend_on_make_a_commit_dirty(elsewhere):
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=elsewhere, capture_output=True, text=True, check=True).stdout.strip()
+
+    def write(name, text):
+        (elsewhere / name).parent.mkdir(exist_ok=True)
+        (elsewhere / name).write_text(text)
+
+    assert provenance.here()["commit"] == "not a git checkout"
+    git("init", "-q")
+    write("figures/t.csv", "1")
+    write("ttlib/model.py", "1")
+    git("add", ".")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a")
+    clean = git("rev-parse", "--short", "HEAD")
+    write("figures/t.csv", "2")
+    assert provenance.here()["commit"] == clean
+    write("ttlib/model.py", "2")
+    assert provenance.here()["commit"] == f"{clean}-dirty"
+
+
+def test_mode_book_reads_and_never_computes(elsewhere, monkeypatch):
+    make = Made()
+    table = results.table("t", "smoke", make, CONFIG)
+    for path in places.TABLES.iterdir():
+        path.unlink()
+    monkeypatch.setenv("TTLIB_MODE", "book")
+    before = files(elsewhere)
+    assert results.table("t", "smoke", make, CONFIG).equals(table)
+    path = elsewhere / "figures" / "smoke" / "t.csv"
+    recipe = json.loads(path.with_suffix(".json").read_text())["recipe"]
+    with pytest.raises(ValueError, match=rf"{path} .*recipe {recipe}, now [0-9a-f]{{16}}.*make all"):
+        results.table("t", "smoke", make, CONFIG | {"profile": "released"})
+    with pytest.raises(ValueError, match="another config"):
+        results.table("t", "smoke", make, CONFIG, stage=2)
+    with pytest.raises(FileNotFoundError, match=r"laptop/t.csv .*missing: .*make all"):
+        results.table("t", "laptop", make, CONFIG)
+    assert make.calls == 1 and files(elsewhere) == before
+    path.with_suffix(".json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"smoke/t.csv or its .json is missing"):
+        results.table("t", "smoke", make, CONFIG)
+
+
+def test_a_failed_computation_publishes_nothing(elsewhere):
+    def fails():
+        raise RuntimeError("simulator")
+
+    with pytest.raises(RuntimeError, match="simulator"):
+        results.table("t", "smoke", fails, CONFIG)
+    assert files(elsewhere) == {}
+    assert len(results.table("t", "smoke", Made(), CONFIG)) == 2
+
+
+def test_unknown_modes_and_sizes_are_refused(monkeypatch):
+    with pytest.raises(ValueError, match=r"unknown size 'huge'; .*'smoke', 'laptop', 'paper'"):
+        results.table("t", "huge", Made(), CONFIG)
+    assert places.mode() == "all"
+    monkeypatch.setenv("TTLIB_MODE", "fast")
+    with pytest.raises(ValueError, match=r"TTLIB_MODE='fast'; .*'all', 'scratch', 'book'"):
+        results.table("t", "smoke", Made(), CONFIG)
+
+
+def test_keys_are_of_content():
+    a, b = TrainConfig(7), TrainConfig(7, seed=1)
+    assert key("x", {"p": 1, "q": (a,)}) == key("x", {"q": [TrainConfig(7)], "p": 1})
+    others = [("x", a), ("x", b), ("y", a), (a, "x"), (["x", a],), ("x", a, None)]
+    keys = [key(*parts) for parts in others]
+    assert len(set(keys)) == len(keys) and all(len(k) == 16 for k in keys)
+
+
+# -- the same seeds, the same bytes ------------------------------------------------------------------------
+
+def test_equal_seeds_give_byte_equal_tables_of_real_rollouts(elsewhere, monkeypatch):
+    transition = Transition(2, 2, rewards=False)
+    steps = random_steps(99, transition) * torch.tensor([2, 2, 1, 1]) + torch.tensor([5, 5, 0, 0])
+    model, bins = tiny_model(transition, T=3, bins=8, n_layer=1), tokenizer.fit(steps, transition, 8)
+
+    def rows(seed):
+        choose = control.by_sampling(torch.Generator().manual_seed(seed))
+        agent = control.TransformerAgent(model, bins, choose, past=2, horizon=1)
+        runs = control.rollouts(tasks.four_rooms, agent, [seed, seed + 1])
+        return pd.DataFrame([{"rollout": i, "t": t, "x": x, "y": y, "log_p": log_p}
+                             for i, run in enumerate(runs)
+                             for t, ((x, y), log_p) in enumerate(zip(run.states, run.record["log_p"]))])
+
+    written = []
+    for i, seed in enumerate((0, 0, 1)):
+        monkeypatch.setattr(places, "TABLES", elsewhere / f"tables{i}")  # computed each time
+        results.table("rollouts", "smoke", lambda seed=seed: rows(seed), {"model": "tiny"})
+        written.append((elsewhere / "figures" / "smoke" / "rollouts.csv").read_bytes())
+    assert written[0] == written[1] != written[2] and written[0].count(b"\n") > 100
+
+
+# -- figures -----------------------------------------------------------------------------------------------
+
+def picture(title=None, suptitle=None):
+    figure, axes = plt.subplots(figsize=(2, 2))
+    axes.plot([0, 1, 4], label="$R_t$")
+    axes.legend()
+    axes.set_title(title or "")
+    if suptitle:
+        figure.suptitle(suptitle)
+    plt.close(figure)
+    return figure
+
+
+def test_figures_are_byte_equal_on_repetition(elsewhere):
+    written = []
+    for name in ("a", "a"):
+        results.save_figure(picture("Returns (smoke)"), name, "smoke")
+        written.append(files(elsewhere / "figures" / "smoke"))
+    assert written[0] == written[1] and {p.name for p in written[0]} == {"a.png", "a.svg"}
+    results.save_figure(picture("Other (smoke)"), "a", "smoke")
+    assert all(files(elsewhere / "figures" / "smoke")[p] != old for p, old in written[0].items())
+
+
+@pytest.mark.parametrize("titles", [
+    {}, {"title": "Returns"}, {"title": "Returns (laptop)"},
+    {"suptitle": "Returns"}, {"suptitle": "Returns (laptop)"}])
+def test_a_figure_below_paper_size_says_so(elsewhere, titles):
+    with pytest.raises(ValueError, match="figure a: its title must say that it is of size smoke"):
+        results.save_figure(picture(**titles), "a", "smoke")
+    assert files(elsewhere) == {}
+    results.save_figure(picture(**titles), "a", "paper")
+
+
+@pytest.mark.parametrize("titles", [{"title": "Returns (smoke)"}, {"suptitle": "Returns (smoke)"}])
+def test_a_figure_that_says_its_size_is_saved(elsewhere, titles):
+    results.save_figure(picture(**titles), "a", "smoke")
+    assert {p.name for p in files(elsewhere)} == {"a.png", "a.svg"}
+
+
+# -- intervals ---------------------------------------------------------------------------------------------
+
+@given(st.integers(1, 500), st.floats(0, 1), st.sampled_from([0.5, 0.9, 0.95]))
+def test_wilson_is_scipys(n, share, level):
+    successes = round(share * n)
+    expected = binomtest(successes, n).proportion_ci(level, method="wilson")
+    assert statistics.wilson(successes, n, level) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+@pytest.mark.parametrize("successes, n", [(3, 2), (-1, 2), (0, 0)])
+def test_impossible_proportions_are_refused(successes, n):
+    with pytest.raises(ValueError, match=f"{successes} successes of {n}; expected 0 <= successes <= n"):
+        statistics.wilson(successes, n)
+
+
+def test_bootstrap_of_a_constant_is_that_constant():
+    assert statistics.bootstrap([2.5] * 9) == (2.5, 2.5)
+    with pytest.raises(ValueError, match="no values.*at least one"):
+        statistics.bootstrap([])
+
+
+def test_bootstrap_covers_the_true_mean_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    samples = rng.normal(3, 2, (300, 40))
+    intervals = np.array([statistics.bootstrap(x, level=0.9, samples=300, seed=i) for i, x in enumerate(samples)])
+    covered = ((intervals[:, 0] <= 3) & (intervals[:, 1] >= 3)).mean()
+    assert 0.82 < covered < 0.95
+    # Of the mean, so as wide as the normal interval for it.
+    assert (intervals[:, 1] - intervals[:, 0]).mean() == pytest.approx(2 * 1.645 * 2 / np.sqrt(40), rel=0.08)
+    x = samples[0]
+    first, again, other = (statistics.bootstrap(x, seed=seed) for seed in (0, 0, 1))
+    assert first == again and first != other
+    (a, b), (c, d) = statistics.bootstrap(x, level=0.5), statistics.bootstrap(x, level=0.95)
+    assert c < a < x.mean() < b < d

@@ -1,0 +1,1 @@
+"""What the Transformer is compared with: Gaussian ensembles, cloning, shooting."""

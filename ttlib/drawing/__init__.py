@@ -1,0 +1,1 @@
+"""Figures of bodies and rooms, and viewers for the book."""

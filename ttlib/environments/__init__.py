@@ -1,0 +1,1 @@
+"""Simulated tasks, behaviour policies, four rooms, bodies in space."""

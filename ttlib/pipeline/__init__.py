@@ -1,0 +1,1 @@
+"""Where results come from: places, keys, provenance, experiments, the store, rollouts, sweeps."""

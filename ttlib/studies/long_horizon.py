@@ -1,0 +1,392 @@
+"""Figures 1 and 2: who predicts the humanoid and how it is scored, each part found by what made it."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from ttlib import checkpoint, train
+from ttlib.baselines import ensemble
+from ttlib.datasets import regenerated
+from ttlib.environments import bodies, policies
+from ttlib.pipeline import experiments, keys, places, provenance, results, store
+from ttlib.pipeline.experiments import Experiment, LongHorizon
+from ttlib.studies import horizon_metrics, prediction
+
+ENSEMBLE_STAGE, CURVE_STAGE = 2, 2  # raised by hand when the meaning changes
+
+
+TRANSFORMERS = ("transformer", "markov")
+
+
+ENSEMBLES = {"ensemble_ts1": "ts1", "ensemble_tsinf": "tsinf"}
+
+
+MODELS = (*TRANSFORMERS, *ENSEMBLES, "simulator")
+
+
+def transformer(protocol: LongHorizon, model: str, seed: int) -> Experiment:
+    """The experiment behind `transformer` or `markov` of a panel."""
+    name = "humanoid" + "-masked" * (protocol.panel == "masked") + "-markov" * (model == "markov")
+    exp = experiments.get(name, protocol.size)
+    return replace(exp, train=replace(exp.train, seed=seed))
+
+
+def observed(protocol: LongHorizon) -> Experiment:
+    """The experiment whose data and bins every model of either panel is scored on."""
+    return experiments.get("humanoid", protocol.size)
+
+
+@functools.lru_cache
+def references(size: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Held-out trajectories (k, steps, N) after their common start (N,)."""
+    found = store.dataset(experiments.regenerated("humanoid", "reference", size))
+    return horizon_metrics.trajectories(found, steps), found.states[0]
+
+
+@functools.lru_cache
+def grid(exp: Experiment) -> horizon_metrics.Grid:
+    """The bins of the observed model, which the masked one shares: they are fitted to the same values."""
+    fitted = store.load_or_train(exp).tokenizer
+    training, _ = store.dataset(exp.data).split(exp.data.held_out, exp.data.seed)
+    return horizon_metrics.grid(fitted, training.states)
+
+
+def policy():
+    """The humanoid's behaviour policy: (states, rng) -> actions."""
+    return policies.policy("humanoid", *regenerated.recipe("humanoid", "expert").snapshots)
+
+
+def ensemble_key(protocol: LongHorizon, seed: int) -> str:
+    config = transformer(protocol, "transformer", seed).data
+    made = replace(protocol.ensemble, seed=seed)
+    return keys.key("ensemble", ENSEMBLE_STAGE, store.data_key(config), config.held_out, config.hidden, made)
+
+
+def _ensemble_name(protocol: LongHorizon, seed: int) -> str:
+    return f"humanoid-ensemble{'-masked' * (protocol.panel == 'masked')}{f'-seed{seed}' * (seed > 0)}-{protocol.size}"
+
+
+def ensemble_folder(protocol: LongHorizon, seed: int) -> Path:
+    """Where the ensemble lies: shipped (but not in mode scratch) or fitted here."""
+    name, key = _ensemble_name(protocol, seed), ensemble_key(protocol, seed)
+    shipped = store.SHIPPED / name
+    if places.mode() != "scratch" and (shipped / "config.json").exists() and checkpoint.about(shipped)["key"] == key:
+        return shipped
+    return store.TRAINED / f"{name}-{key}"
+
+
+def ship(protocol: LongHorizon, seed: int) -> Path:
+    """Copy the ensemble fitted here to data/checkpoints, where git keeps it."""
+    name = _ensemble_name(protocol, seed)
+    return store.shipped(store.TRAINED / f"{name}-{ensemble_key(protocol, seed)}", store.SHIPPED / name)
+
+
+@functools.lru_cache(maxsize=2)
+def load_or_fit(protocol: LongHorizon, seed: int) -> tuple[ensemble.Ensemble, dict]:
+    """The ensemble of a panel and what is known of it: its one-step errors, calibration and likelihood."""
+    folder = ensemble_folder(protocol, seed)
+    if not (folder / "config.json").exists():
+        config = transformer(protocol, "transformer", seed).data
+        training, held_out = map(ensemble.transitions, store.dataset(config).split(config.held_out, config.seed))
+        made, curve = ensemble.fit(training, held_out, replace(protocol.ensemble, seed=seed), store.device())
+        checkpoint.round_weights(made, torch.float16)
+        found = {name: np.asarray(value).tolist() for name, value in ensemble.diagnose(made, held_out).items()}
+        found["linear_log_likelihood"] = ensemble.linear_log_likelihood(made, training, held_out)
+        about = {"key": ensemble_key(protocol, seed), "curve": curve, "held_out": found} | provenance.here()
+        ensemble.save(folder, made, about)
+    return ensemble.load(folder, store.device())
+
+
+@functools.lru_cache(maxsize=8)
+def sampled(protocol: LongHorizon, model: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Trajectories (S, steps + 1, N), marginal masses (steps, N, V) and, of an ensemble, the references'
+    log-density (k, steps)."""
+    held, start = references(protocol.size, protocol.steps)
+    starts = np.repeat(start[None].astype(np.float64), protocol.samples, axis=0)
+    if model in ENSEMBLES:
+        made, _ = load_or_fit(protocol, seed)
+        marginals, rng = horizon_metrics.GaussianMarginals(grid(observed(protocol)), held), np.random.default_rng(seed)
+        states, _ = ensemble.sample(
+            made, policy(), starts, protocol.steps, ENSEMBLES[model], rng, visit=marginals.visit
+        )
+        return states, marginals.mass, marginals.log_density
+    exp = transformer(protocol, model, seed)
+    loaded = store.load_or_train(exp)
+    rng = torch.Generator(store.device()).manual_seed(seed)
+    kept = min(protocol.kept, exp.model.T - 1)
+    with tqdm(total=protocol.steps, unit="step", mininterval=2.0, desc=f"{protocol.panel}, {model}") as bar:
+        how = {"hidden": exp.data.hidden, "progress": lambda t: bar.update()}
+        found = prediction.rollout(loaded.model, loaded.tokenizer, starts, protocol.steps, kept, rng, **how)
+    return found.states, found.predictive, None
+
+
+def scores(protocol: LongHorizon, model: str) -> pd.DataFrame:
+    """Log-likelihood of each held-out trajectory at each step by one model of a panel: a row for each scoring, training
+    seed, reference and t; `diverged` is the share of sampled trajectories with a value that is not finite."""
+    held, _ = references(protocol.size, protocol.steps)
+    on, n = grid(observed(protocol)), protocol.samples
+    found, diverged = {}, {}
+    if model == "simulator":
+        true = horizon_metrics.trajectories(
+            store.dataset(experiments.regenerated("humanoid", "simulator", protocol.size)), protocol.steps
+        )
+        alive = horizon_metrics.alive(true)
+        found["histogram", 0] = horizon_metrics.log_likelihood(
+            on, horizon_metrics.histogram(on, true, alive), alive, held
+        )
+    for seed in protocol.seeds if model != "simulator" else ():
+        states, mass, density = sampled(protocol, model, seed)
+        found["mixture", seed] = horizon_metrics.log_likelihood(on, mass, n, held)
+        found["histogram", seed] = horizon_metrics.log_likelihood(
+            on, horizon_metrics.histogram(on, states[:, 1:], n), n, held
+        )
+        if density is not None:
+            found["density", seed] = density
+        diverged[seed] = (~np.isfinite(states[:, 1:]).all(2)).mean(0)
+    (k, steps), made = held.shape[:2], []
+    for (scoring, seed), score in found.items():
+        columns = {"scoring": scoring, "seed": seed, "reference": np.repeat(np.arange(k), steps)}
+        columns |= {"t": np.tile(np.arange(1, steps + 1), k), "log_likelihood": score.ravel()}
+        columns["diverged"] = np.tile(diverged[seed], k) if seed in diverged else np.nan
+        made.append(pd.DataFrame(columns))
+    return pd.concat(made, ignore_index=True)
+
+
+def by_seed(found: pd.DataFrame, scoring: str, column: str = "log_likelihood") -> dict[int, np.ndarray]:
+    """`scores` of one scoring as arrays (k, steps) by training seed."""
+    groups = found[found.scoring == scoring].groupby("seed")
+    return {seed: rows.pivot(index="reference", columns="t", values=column).to_numpy() for seed, rows in groups}
+
+
+def curves(protocol: LongHorizon, model: str, found: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Rows of `fig2_error_compounding.csv` of a model of a panel, from its `scores`; "bounds": oracle and uniform."""
+    held, _ = references(protocol.size, protocol.steps)
+    on, columns = grid(observed(protocol)), {"panel": protocol.panel, "model": model}
+    if model == "bounds":
+        return pd.DataFrame(horizon_metrics.bounds(on, held, panel=protocol.panel, scoring="histogram"))
+    found, rows = scores(protocol, model) if found is None else found, []
+    for scoring in found.scoring.unique():
+        share = {seed: values[0] for seed, values in by_seed(found, scoring, "diverged").items()}
+        share[horizon_metrics.EVERY_SEED] = np.mean(list(share.values()), axis=0)
+        table = horizon_metrics.rows(by_seed(found, scoring), on, held, scoring=scoring, **columns)
+        rows += [row | {"diverged": share[row["seed"]][row["t"] - 1]} for row in table]
+    return pd.DataFrame(rows)
+
+
+def inputs(protocol: LongHorizon, model: str) -> dict[str, str]:
+    """Keys of what a model's curves are computed from."""
+    true = [experiments.regenerated("humanoid", quality, protocol.size) for quality in ("reference", "simulator")]
+    keys = {config.quality: store.data_key(config) for config in true}
+    keys["grid"] = store.weights_key(observed(protocol))
+    for seed in protocol.seeds:
+        if model in TRANSFORMERS:
+            keys[f"{model}-{seed}"] = store.weights_key(transformer(protocol, model, seed))
+        elif model in ENSEMBLES:
+            keys[f"ensemble-{seed}"] = ensemble_key(protocol, seed)
+    return keys
+
+
+def _scores(protocol: LongHorizon, model: str) -> pd.DataFrame:
+    """`scores`, kept."""
+    return results.table(
+        f"fig2-{protocol.panel}-{model}", protocol.size, lambda: scores(protocol, model),
+        config={"protocol": protocol, "model": model}, inputs=inputs(protocol, model), stage=CURVE_STAGE, public=False,
+    )  # fmt: skip
+
+
+def _figure_2(name: str, size: str, make: Callable[[LongHorizon], list[pd.DataFrame]]) -> pd.DataFrame:
+    protocols = [experiments.long_horizon(size, panel) for panel in experiments.PANELS]
+    keys = {f"{p.panel}-{m}-{k}": key for p in protocols for m in MODELS for k, key in inputs(p, m).items()}
+    return results.table(
+        name, size, lambda: pd.concat([table for p in protocols for table in make(p)], ignore_index=True),
+        config={"protocols": protocols}, inputs=keys, stage=CURVE_STAGE,
+    )  # fmt: skip
+
+
+def figure_2(size: str) -> pd.DataFrame:
+    """The table of Figure 2: every model of both panels, from the scores of each, which are kept."""
+
+    def make(p: LongHorizon) -> list[pd.DataFrame]:
+        return [*(curves(p, model, _scores(p, model)) for model in MODELS), curves(p, "bounds")]
+
+    return _figure_2("fig2_error_compounding", size, make)
+
+
+def figure_2_leads(size: str) -> pd.DataFrame:
+    """How far the Transformer is above each other model of its panel, `metrics.leads` of the mixture (the simulator's
+    score is a histogram)."""
+
+    def values(p: LongHorizon, model: str) -> np.ndarray:
+        return np.stack(list(by_seed(_scores(p, model), "histogram" if model == "simulator" else "mixture").values()))
+
+    def make(p: LongHorizon) -> list[pd.DataFrame]:
+        ours, columns = values(p, "transformer"), {"panel": p.panel, "model": "transformer"}
+        return [
+            pd.DataFrame(horizon_metrics.leads(ours, values(p, other), **columns, other=other)) for other in MODELS[1:]
+        ]
+
+    return _figure_2("fig2_leads", size, make)
+
+
+FIGURE_1 = ("reference", "transformer", "ensemble_ts1")
+
+
+def poses(size: str, count: int = 3) -> pd.DataFrame:
+    """Joint positions of Figure 1: the first `count` trajectories of each model, none chosen; a column per joint."""
+    protocol = experiments.long_horizon(size, "observed")
+
+    def make() -> pd.DataFrame:
+        held, start = references(size, protocol.steps)
+        first = np.repeat(start[None, None], count, axis=0)
+        rows = []
+        for model in FIGURE_1:
+            states = np.concatenate([first, held[:count]], 1) if model == "reference" else None
+            states = sampled(protocol, model, protocol.seeds[0])[0][:count] if states is None else states
+            for i, trajectory in enumerate(states):
+                for t, q in enumerate(bodies.pose("humanoid", trajectory)):
+                    rows.append({"model": model, "rollout": i, "t": t} | {f"q{j}": x for j, x in enumerate(q)})
+        return pd.DataFrame(rows)
+
+    keys = inputs(protocol, "transformer") | inputs(protocol, "ensemble_ts1")
+    return results.table("fig1_poses", size, make, config={"protocol": protocol, "count": count}, inputs=keys)
+
+
+TRACED = ("head", "left_foot", "right_foot")
+
+
+def figure_1(size: str, found: pd.DataFrame) -> pd.DataFrame:
+    """`fig1_humanoid.csv` from `poses`: where head and feet are, in metres."""
+
+    def make() -> pd.DataFrame:
+        ends, _, names = bodies.capsules("humanoid", found.filter(regex=r"^q\d").to_numpy())
+        place = {body: ends[:, names.index(body)].mean(1) for body in TRACED}
+        parts = [
+            found[["model", "rollout", "t"]].assign(body=body, x=p[:, 0], y=p[:, 1], z=p[:, 2])
+            for body, p in place.items()
+        ]
+        return pd.concat(parts, ignore_index=True)
+
+    text = found.to_csv(index=False, float_format="%.6g")
+    return results.table("fig1_humanoid", size, make, config={"traced": TRACED}, inputs={"poses": keys.key(text)})
+
+
+@functools.lru_cache(maxsize=8)  # two tables of a page are made of it
+def next_state_nats(exp: Experiment, count: int = 512) -> tuple[np.ndarray, np.ndarray]:
+    """-log P of the held-out next state's tokens, mean by transitions seen (1, ..., T - 1) and dimension, and how many
+    tokens each is the mean of, (T - 1, N) both.
+
+    Of `count` windows the first transition is left out: no transition before it is read, so it is no next state.
+    """
+    loaded, (_, held_out) = store.load_or_train(exp), store.windows(exp)
+    D, N = exp.model.transition.D, exp.model.transition.N
+    total, tokens = torch.zeros(2, exp.model.T - 1, D, dtype=torch.float64)
+    start = torch.from_numpy(np.random.default_rng(0).permutation(len(held_out))[:count])
+    for part in start.split(64):
+        ids, weight = held_out.batch(part)
+        with torch.inference_mode():  # not around all of it: the model may have to be trained first
+            nats = train.token_nats(loaded.model, ids.to(store.device()))[:, D - 1 :].cpu()
+        weight = weight[:, D:]
+        total += (nats * weight).sum(0).view_as(total)
+        tokens += weight.sum(0).view_as(tokens)
+    return (total / tokens)[:, :N].numpy(), tokens[:, :N].numpy()
+
+
+def binned_log_density(made: ensemble.Ensemble, held_out: ensemble.Transitions, on: horizon_metrics.Grid) -> np.ndarray:
+    """log of the mixture's mass in the bin of s', as a density, each dimension for itself: what is left of the
+    ensemble's sharpness on the bins of the others.  -> (n, N) nats"""
+    mean, std = (x[..., : made.N] for x in made.predict(held_out.states, held_out.actions, held_out.hidden))
+    found = np.empty(held_out.next_states.shape)
+    for i, bins in enumerate(on.bins(held_out.next_states)):
+        density = horizon_metrics.bin_mass(on.edges, mean[:, i], std[:, i]) / on.width
+        found[i] = np.log(density[np.arange(made.N), bins])
+    return found
+
+
+def _first(data: ensemble.Transitions, seed: int, count: int = 1000) -> ensemble.Transitions:
+    """`count` of the transitions."""
+    rows = np.random.default_rng(seed).permutation(len(data))[:count]
+    return replace(data, **{name: x[rows] for name, x in vars(data).items() if x is not None})
+
+
+def one_step_by_dimension(size: str) -> pd.DataFrame:
+    """Mean held-out log-density of each dimension of the next state in nats, of every model of a panel; low and high
+    bound the bins in raw units.
+
+    `ensemble` is the mixture's marginal density without bins, `ensemble_binned` that of its bin masses, `oracle`
+    Appendix B's bound.  A dimension that is constant is left out.
+    """
+    protocols = [experiments.long_horizon(size, panel) for panel in experiments.PANELS]
+
+    def make() -> pd.DataFrame:
+        tables = []
+        for p in protocols:
+            on, seed, config = grid(observed(p)), p.seeds[0], transformer(p, "transformer", p.seeds[0]).data
+            width = on.width.mean(1)
+            columns = {"panel": p.panel, "dimension": np.arange(len(width))}
+            columns |= {"low": on.edges[:, 0], "high": on.edges[:, -1], "oracle": -np.log(width)}
+            for model in TRANSFORMERS:
+                nats, tokens = next_state_nats(transformer(p, model, seed))
+                columns[model] = -np.average(nats, axis=0, weights=tokens) - np.log(width)
+            made, _ = load_or_fit(p, seed)
+            held = _first(ensemble.transitions(store.dataset(config).split(config.held_out, config.seed)[1]), seed)
+            mean, std = (x[..., : made.N] for x in made.predict(held.states, held.actions, held.hidden))
+            columns["ensemble"] = ensemble.mixture(ensemble.log_normal(held.next_states, mean, std)).mean(0)
+            columns["ensemble_binned"] = binned_log_density(made, held, on).mean(0)
+            tables.append(pd.DataFrame(columns)[on.varies])
+        return pd.concat(tables, ignore_index=True)
+
+    keys = {f"{p.panel}-{m}-{k}": key for p in protocols for m in MODELS for k, key in inputs(p, m).items()}
+    return results.table("humanoid_one_step_by_dimension", size, make, config={"protocols": protocols}, inputs=keys)
+
+
+def one_step(size: str) -> pd.DataFrame:
+    """Held-out log-density of the next state in nats, one row a model of a panel: before errors can compound.
+
+    A Transformer's is the sum of `one_step_by_dimension`; so is `ensemble_binned`.  `ensemble` and `linear`, a
+    linear Gaussian, are densities without bins.
+    """
+    protocols = [experiments.long_horizon(size, panel) for panel in experiments.PANELS]
+    parts = one_step_by_dimension(size)
+
+    def make() -> pd.DataFrame:
+        rows = []
+        for p in protocols:
+            on, part = grid(observed(p)), parts[parts.panel == p.panel]
+            for model in (*TRANSFORMERS, "ensemble_binned", "oracle"):
+                rows.append({"panel": p.panel, "model": model, "log_density": part[model].sum()})
+            about = load_or_fit(p, p.seeds[0])[1]["held_out"]
+            coverage = np.array(about["coverage"])[on.varies]
+            rows.append({"panel": p.panel, "model": "ensemble", "log_density": about["log_likelihood"],
+                         "coverage": coverage.mean(), "coverage_low": coverage.min(), "coverage_high": coverage.max(),
+                         "rmse_share": np.array(about["rmse_share"])[on.varies].mean()})  # fmt: skip
+            rows.append({"panel": p.panel, "model": "linear", "log_density": about["linear_log_likelihood"]})
+        return pd.DataFrame(rows)
+
+    keys = {f"{p.panel}-{m}-{k}": key for p in protocols for m in MODELS for k, key in inputs(p, m).items()}
+    return results.table("humanoid_one_step", size, make, config={"protocols": protocols}, inputs=keys, stage=2)
+
+
+def one_step_by_past(size: str) -> pd.DataFrame:
+    """Held-out log-density of the next state in nats by the number of transitions a Transformer has read, `past`: what
+    its memory is worth, in one and the same model and before errors can compound."""
+    protocols = [experiments.long_horizon(size, panel) for panel in experiments.PANELS]
+
+    def make() -> pd.DataFrame:
+        rows = []
+        for p in protocols:
+            on = grid(observed(p))
+            for model in TRANSFORMERS:
+                nats, _ = next_state_nats(transformer(p, model, p.seeds[0]))
+                density = (-nats - np.log(on.width.mean(1)))[:, on.varies].sum(1)
+                columns = {"panel": p.panel, "model": model, "past": np.arange(1, len(nats) + 1)}
+                rows.append(pd.DataFrame(columns | {"log_density": density}))
+        return pd.concat(rows, ignore_index=True)
+
+    keys = {f"{p.panel}-{m}-{k}": key for p in protocols for m in TRANSFORMERS for k, key in inputs(p, m).items()}
+    return results.table("humanoid_one_step_by_past", size, make, config={"protocols": protocols}, inputs=keys)
