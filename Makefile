@@ -32,7 +32,7 @@ endif
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml requirements.lock | cksum | cut -d ' ' -f 1)
 
 # In this order; the ledger comes after all that it judges, the first page last, since it lists what the others cost.
-PAGES := tokens model search four_rooms hopper datasets own speed horizon attention offline imitation ablations cluster ledger start
+PAGES := tokens model search four_rooms hopper datasets own speed one_step horizon attention offline imitation ablations cluster ledger start
 start_PAGE := 00_start_here
 tokens_PAGE := 01_tokens
 model_PAGE := 02_model_and_training
@@ -42,6 +42,7 @@ hopper_PAGE := 05_hopper
 datasets_PAGE := 06_data
 own_PAGE := 07_your_own_data
 speed_PAGE := 08_speed
+one_step_PAGE := 09_one_step
 horizon_PAGE := 09_long_horizon
 attention_PAGE := 10_attention
 offline_PAGE := 11_offline_rl
@@ -52,7 +53,7 @@ ledger_PAGE := 15_claims
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help all scratch book estimate data pages html $(PAGES) fig1 fig2 fig3 fig4 fig5 table1 sweep lab test test-cluster lint bench tune curve policies claims ship lock clean
+.PHONY: help all scratch book estimate data pages html $(PAGES) fig1 fig2 fig3 fig4 fig5 table1 sweep lab test test-slow test-cluster lint bench tune curve policies claims ship lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -89,6 +90,7 @@ hopper: ## page 05: offline reinforcement learning on hopper
 datasets: ## page 06: the data
 own: ## page 07: your own data
 speed: ## page 08: the speed of planning and training
+one_step: ## page 09: one step ahead
 horizon: ## page 09: long-horizon prediction
 attention: ## page 10: attention maps, their scores, a viewer
 offline: ## page 11: nine datasets
@@ -124,6 +126,9 @@ lab: $(STAMP) ## open the pages in JupyterLab
 test: $(STAMP) ## the tests
 	$(BIN)/python -m pytest $(ARGS)
 
+test-slow: $(STAMP) ## the tests that train models for minutes
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
 test-cluster: $(STAMP)-cluster ## the tests that start a Ray cluster on this machine
 	$(BIN)/python -m pytest -m cluster $(ARGS)
 
@@ -134,8 +139,8 @@ bench: $(STAMP) ## speed of planning and training on this machine, memory; make 
 	$(BIN)/python -m ttlib.commands.bench --size $(SIZE) $(ARGS)
 	$(BIN)/python -m ttlib.commands.bench_memory
 
-tune: $(STAMP) ## the search for settings, on seeds that no report uses
-	$(BIN)/python -m ttlib.commands.tune_hopper --size $(SIZE) $(ARGS)
+tune: $(STAMP) ## search for settings on hopper; make tune ARGS=training or ARGS=ensemble: the other searches
+	$(BIN)/python -m ttlib.commands.tuning $(or $(ARGS),hopper) --size $(SIZE)
 
 curve: $(STAMP) ## the scaling curve: models on more data and more tokens, hours each
 	$(BIN)/python -m ttlib.commands curve --size $(SIZE)
@@ -175,10 +180,10 @@ $(BIN)/python:
 	{ echo "$(PYTHON) is missing or older than 3.11: name another, make PYTHON=python3.12 ..."; exit 1; }
 	$(call new_venv,$(VENV))
 
-# gym and d4rl come second and alone: see [tool.ttlib] in pyproject.toml. Their versions are in the lock.
+# d4rl comes second and alone: see [tool.ttlib] in pyproject.toml. Its version is in the lock.
 $(STAMP): | $(BIN)/python
 	$(call install,$(VENV)) -c requirements.lock -e ".[book,test]"
-	$(call install,$(VENV)) -c requirements.lock --no-deps gym d4rl
+	$(call install,$(VENV)) -c requirements.lock --no-deps d4rl
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 

@@ -11,14 +11,14 @@
 # %% [markdown]
 # # Speed
 #
-# **Claim** (Section 5). Planning with a Transformer is slower than with single-step models, and not yet fit for
-# real-time control.
+# **Claim** (Section 5). Planning with a Transformer is slower than planning with single-step models. It is too slow
+# to control most systems in real time.
 #
 # After this page you can
 #
-# - say how much arithmetic a plan needs, and how close to that a machine comes;
-# - name what makes planning and training fast, and what each step gives;
-# - tell at which beam width and horizon a robot could be controlled in real time.
+# - tell at which beam width and horizon a robot can be controlled in real time;
+# - say how much arithmetic a plan needs, and how close a machine comes to that limit;
+# - name what makes planning and training fast, and how much each step gives.
 
 # %% tags=["parameters"]
 size = "laptop"
@@ -29,307 +29,336 @@ import json
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from IPython.display import Markdown
 from matplotlib.ticker import LogLocator
 
+from ttlib.commands import bench
 from ttlib.drawing import figures
-from ttlib.pipeline import places, results
+from ttlib.pipeline import places
 
-FOLDER = places.folder(size)
+figures.style()
+training = bench.table("training", size)
+planning, scaling, profile = (  # the planner computes in fp32
+    bench.table(name, size).query("dtype == 'float32'") for name in ("planning", "scaling", "profile")
+)
+about = json.loads((places.folder(size) / "bench_planning.json").read_text())
+published = pd.read_csv(places.ROOT / "data" / "published_speed.csv")
+MODEL = planning.model.iloc[0]
+Markdown(f"Measured on {about['machine']}, with torch {about['versions']['torch']}, at size `{size}`.")
+
+# %% [markdown]
+# This page measures nothing. It draws the tables that `make bench` wrote, so run `make bench` first if you want to
+# see your own machine. With one thread, the clock counts the time of the benchmark's process only, and the shortest
+# of several runs counts. Other programs therefore disturb the numbers little, but they still use the caches.
+#
+# All times are for models of the size of the authors' code: 4 layers, 4 heads, 128 wide. The *fast* search keeps 32
+# plans over 5 transitions. The *default* search keeps 128 plans over 15 transitions. Both try two candidates per plan.
+#
+# ## Can it keep up with a robot?
+#
+# The hopper acts 125 times a second, and the halfcheetah acts 20 times. So a decision may take 8 ms for the hopper and
+# 50 ms for the halfcheetah. Here the planner reads three past transitions, as it does in Table 1.
 
 
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-real-time", "caption": "Time of one decision against the number of plans, with one curve for each horizon (in transitions). All times are for one thread. Below the dashed line, the planner keeps up with the robot."}, "image": {"alt": "Two plots with logarithmic axes, for the hopper and the halfcheetah. Each shows the time of a decision against the number of plans, with one rising curve for each horizon, and a dashed line at 8 or 50 milliseconds."}}
 def plain_ticks(axis) -> None:
-    """1, 2, 5, 10, ... on a logarithmic axis, without powers."""
+    """Label a logarithmic axis with 1, 2, 5, 10, ... instead of powers of ten."""
     axis.set_major_locator(LogLocator(10, (1, 2, 5)))
     axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(plt.NullLocator())
 
 
-planning, training, scaling, profile = (results.bench(name, size) for name in ("planning", "training", "scaling", "profile"))
-about = json.loads((FOLDER / "bench_planning.json").read_text())
-published = pd.read_csv(places.ROOT / "data" / "published_speed.csv")
-MODEL = planning.model[0]
-TASKS = {"hopper": figures.COLOURS["transformer"], "halfcheetah": figures.COLOURS["other"]}
-Markdown(f"Measured on: {about['machine']}, torch {about['versions']['torch']}, size `{size}`.")
-
-# %% [markdown]
-# Nothing is timed while this page is made: it draws the tables that `make bench` wrote. Run that, and the page is
-# about your machine. With one thread the clock counts the time of the process alone, and the shortest of several runs
-# is kept, so other work on the machine disturbs little, but it does disturb: it fills the caches.
-#
-# ## The limit
-#
-# Reading one token that sees $n$ tokens takes a model of $L$ layers and width $d$
-#
-# $$2\left(L\,(12\,d^2 + 2\,d\,n) + d\,V\right)$$ (eq-operations)
-#
-# multiplications and additions: the matrices of attention and MLP, the attention itself, and one set of $V$ logits.
-# A search must read the context once, then one token of every sequence at every step. The sum of {eq}`eq-operations`
-# over these tokens, over the rate at which the machine multiplies large matrices, is a floor under the time of a plan.
-# The table gives the share of that rate which the planner reaches.
-
-# %% tags=["hide-input"]
-rates = pd.concat([planning, training]).groupby(["threads", "dtype"]).gflops_ceiling.max().unstack()
-rates.style.format("{:.0f} GFLOP/s", na_rep="")
-
-# %% [markdown]
-# ## Planning
-#
-# A decision in the steady state: five past transitions and the current state are the context. *fast* keeps 32 plans
-# over 5 transitions, *default* 128 over 15, with two candidates each. `O` is the size of the authors' code (4 layers, 4 heads,
-# 128 wide), `P` the paper's (4, 6, 192). Many environments are planned for in one batch; times are per decision. *Random
-# shooting* tries as many transitions as the fast search, of the single-step `ensemble` of [page 11](11_offline_rl.py).
-
-
-# %% tags=["hide-input"]
-def digits(x: float) -> str:
-    """Three digits, without powers of ten."""
-    return f"{float(f'{x:.3g}'):,.0f}" if x >= 100 else f"{x:.3g}"
-
-
-def shown(table: pd.DataFrame, by: list[str], columns: dict[str, str]):
-    """Chosen columns under their printed names, numbers with three digits, in type that lets all of them fit."""
-    rows = table.set_index(by)[[c for c in columns if c in table and table[c].notna().any()]].rename(columns=columns)
-    cells = rows.map(lambda x: digits(x) if isinstance(x, float) and x == x else "" if x != x else x)
-    return cells.style.set_table_styles([{"selector": "th, td", "props": "font-size: 66%; padding: 2px 2px"}])
-
-
-timed = planning[planning.setting != "uncached"].assign(floor=planning.gflop_per_decision / planning.gflops_ceiling)
-shown(
-    timed,
-    ["profile", "setting", "task", "model", "dtype", "threads", "environments"],
-    {
-        "seconds_per_decision": "s / decision",
-        "floor": "floor (s)",
-        "share_of_ceiling": "share of the rate",
-        "peak_mb": "memory (MB)",
-        "ratio_scaled": "times the fastest peer",
-    },
-)
-
-# %% [markdown]
-# The peers are the original code, its faster fork, and the Transformers library's model. Their figures below are
-# *published with this book, not measured on your machine*: one thread of a processor with a rate of 100 GFLOP/s in fp32, the
-# released search. The last column above compares with the fastest of them after scaling both machines by that rate.
-# The fork's planner is not exact: it attends to value tokens that training masks.
-
-# %% tags=["hide-input"]
-peers = published[published.kind == "planning"].pivot(index=["setting", "task", "model"], columns="peer", values="figure")
-peers.style.format("{:.3g} s", na_rep="")
-
-# %% [markdown]
-# ## Where the time goes
-
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-speed-profile", "caption": "One fast decision for hopper by kind of operation, as the profiler sees it, which makes small operations look a little dearer than they are."}, "image": {"alt": "Stacked horizontal bars of shares of time by kind of operation, one bar for each number of environments and number type."}}
-KINDS = ["matrix products", "attention products", "softmax, GELU, LayerNorm", "copies and indexing", "choosing: sort, top-k, draws", "all else, dispatch"]
-SHADES = [*(figures.COLOURS[c] for c in ("transformer", "third", "other", "fourth")), "#E69F00", "#999999"]
-shares = profile.pivot_table(index=["dtype", "environments"], columns="kind", values="share", sort=False).fillna(0)
-figure, axes = plt.subplots(figsize=(8, 0.9 + 0.5 * len(shares)), layout="constrained")
-left = np.zeros(len(shares))
-for kind, colour in zip(KINDS, SHADES):
-    if kind in shares:
-        axes.barh(range(len(shares)), 100 * shares[kind], left=left, color=colour, label=kind)
-        left = left + 100 * shares[kind].to_numpy()
-axes.set(yticks=range(len(shares)), yticklabels=[f"{dtype}, {n} environment{'s' * (n > 1)}" for dtype, n in shares.index])
-axes.set(xlabel="share of time (%)", xlim=(0, 100), title=f"A fast decision by kind of operation ({size})")
-axes.invert_yaxis()
-axes.spines[["top", "right"]].set_visible(False)
-figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize="small")
+LIMITS = {"hopper": 8.0, "halfcheetah": 50.0}  # ms per decision
+live = scaling[scaling.axis == "real time"]
+live = live.assign(ms=1e3 * live.seconds_per_decision)
+grid = sns.relplot(
+    live, x="plans", y="ms", col="task", hue="horizon", style="horizon", kind="line", markers=True, dashes=False,
+    palette="viridis_r", legend="full", height=2.9, aspect=1.05,
+)  # fmt: skip
+grid.set(xscale="log", yscale="log", xlabel="plans kept", ylabel="time of a decision (ms)")
+for task, axes in grid.axes_dict.items():
+    axes.axhline(LIMITS[task], ls="--", lw=1, color=figures.COLOURS["data"])
+    axes.set_xticks(plans := sorted(live.plans.unique()), map(str, plans))
+    axes.xaxis.set_minor_locator(plt.NullLocator())
+    axes.set_title(f"{task}, limit {LIMITS[task]:.0f} ms ({size})")
+plain_ticks(grid.axes.flat[0].yaxis)
 plt.show()
 
+# %% tags=["hide-input"]
+one = planning.query("profile == 'released' and setting == 'fast' and environments == 1 and threads == 1")
+best = 1e3 * one.groupby("task").seconds_per_decision.min()
+keeps_up = [f"the {task}" for task in LIMITS if (live[live.task == task].ms < LIMITS[task]).any()]
+late = [f"the {task}" for task in LIMITS if best[task] > LIMITS[task]]
+verdict = f"is too slow for {' and '.join(late)}" if late else "keeps up with both robots"
+shorter = f"Shorter searches keep up with {' and '.join(keeps_up)}." if keeps_up else "No timed search keeps up."
+answer = f"**On this machine, the fast search {verdict}.** {shorter}"
+Markdown(answer)
+
 # %% [markdown]
-# ## What each lever gives
-#
-# From the planner that reads every sequence anew for every token, for hopper, one lever after the other. The *cache*
-# keeps keys and values: the context is read once and shared by all plans of an environment; what follows grows as a tree,
-# in which plans fork by index and no key is ever moved. Planning for *many environments in one batch* makes operations larger and
-# fewer. *bf16* halves the numbers of the blocks' matrices, but only some processors multiply them faster; others are sixty
-# times slower, so it is used only where a few milliseconds of measurement say so. Attention's scores, the residual stream and
-# the head stay in float32, which keeps a trained model's next-token distributions within 1e-4 nats of float32's (a test
-# holds it; with all in bf16 they are 3e-4 to 4e-4 nats off).
+# The table shows the largest number of plans that keeps up, among the searches that were timed. A dash means that even
+# one plan over that horizon takes too long.
 
 # %% tags=["hide-input"]
-fast = planning.query("task == 'hopper' and model == @MODEL and profile == 'released' and threads == 1")
-steps = [("every sequence read anew", "uncached", "float32", 1)]
-many = int(fast.query("setting == 'fast'").environments.max())
-steps += [("cache, shared context", "fast", "float32", 1), (f"{many} environments together", "fast", "float32", many)]
-steps += [("bf16, one environment", "fast", "bfloat16", 1), (f"bf16, {many} environments", "fast", "bfloat16", many)]
-rows = []
-for name, setting, dtype, n in steps:
-    found = fast[(fast.setting == setting) & (fast.dtype == dtype) & (fast.environments == n)].seconds_per_decision
-    rows += [{"lever": name, "s / decision": found.min()}] * len(found)
-levers = pd.DataFrame(rows).drop_duplicates("lever").set_index("lever")
-levers["times the first"] = levers["s / decision"].iloc[0] / levers["s / decision"]
-levers.style.format("{:.3g}")
-
-# %% tags=["hide-input"]
-kernel = {}
-for n in sorted(set(profile.environments) & set(fast.environments)):
-    row = fast[(fast.setting == "fast") & (fast.dtype == "float32") & (fast.environments == n)].iloc[0]
-    found = profile[(profile.environments == n) & (profile.dtype == "float32")].set_index("kind").share
-    kernel[n] = (1 / found[["matrix products", "attention products"]].sum(), 1 / row.share_of_ceiling)
-Markdown(
-    "**A kernel of our own?** If all but the products cost nothing, a fast decision in fp32 would be "
-    + " and ".join(f"{only:.1f} times faster with {n} environment{'s' * (n > 1)} ({best:.1f} if products reached the machine's rate too)" for n, (only, best) in kernel.items())
-    + ". That is the most that a kernel compiled on the reader's machine could give. It would be a second model, attention and search in another "
-    "language, and needs a compiler: this book does without."
-)
+met = live[live.ms < live.task.map(LIMITS)]
+widest = met.pivot_table(index="task", columns="horizon", values="plans", aggfunc="max")
+widest = widest.reindex(index=list(LIMITS), columns=sorted(live.horizon.unique()))
+widest.style.format("{:.0f}", na_rep="–")
 
 # %% [markdown]
 # ## How the cost grows
+#
+# Each further transition of a plan adds $N + M + 2$ steps that wait for each other. The horizon therefore costs more
+# than the beam width.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-speed-scaling", "caption": "Time of a batch of decisions (hopper, fp32, one thread) against one quantity at a time, the others as in the fast search; lines are power laws fitted to the points, with their exponents."}, "image": {"alt": "Four log-log plots of time against beam width, horizon, past transitions and environments, each with a fitted line."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-speed-scaling", "caption": "Time of a batch of decisions for the hopper (fp32, one thread) against one quantity at a time. The other quantities are those of the fast search with a context of five transitions. The lines are power laws fitted to the points."}, "image": {"alt": "Four plots with logarithmic axes: time against beam width, horizon, context and environments. The points lie close to the fitted lines, and the line for the horizon is the steepest."}}
 AXES = {"beam width": "plans", "horizon": "horizon", "past": "past", "environments": "environments"}
-figure, panels = plt.subplots(1, 4, figsize=(10, 2.9), sharey=True, layout="constrained")
+LABELS = {"horizon": "horizon (transitions)", "past": "context (transitions)"}
+figure, panels = plt.subplots(1, 4, figsize=(7, 2.5), sharey=True, layout="constrained")
 for axes, (axis, column) in zip(panels, AXES.items()):
     rows = scaling[(scaling.axis == axis) & (scaling[column] > 0)]
-    x, y = rows[column].to_numpy(float), (rows.seconds_per_decision * rows.environments).to_numpy()
-    axes.loglog(x, y, "o", ms=5, color=figures.COLOURS["transformer"])
-    exponent = rows.exponent.iloc[0]
-    axes.loglog(x, np.exp(np.log(y).mean()) * (x / np.exp(np.log(x).mean())) ** exponent, color=figures.COLOURS["other"], lw=1)
-    label = {"horizon": "horizon (transitions)", "past": "past (transitions)"}.get(axis, axis)
-    axes.set(xlabel=label, title=f"exponent {exponent:.2f}")
-    axes.set_xticks(x, [f"{v:.0f}" for v in x])
-    axes.minorticks_off()
-    axes.spines[["top", "right"]].set_visible(False)
+    x, y, exponent = rows[column], rows.seconds_per_decision * rows.environments, rows.exponent.iloc[0]
+    fitted = np.exp(np.log(y).mean()) * (x / np.exp(np.log(x).mean())) ** exponent
+    sns.scatterplot(x=x, y=y, ax=axes)
+    sns.lineplot(x=x, y=fitted, ax=axes, color=figures.COLOURS["other"], lw=1)
+    axes.set(xscale="log", yscale="log", xlabel=LABELS.get(axis, axis), title=f"exponent {exponent:.2f}")
+    axes.set_xticks(x, map(str, x))
+    axes.xaxis.set_minor_locator(plt.NullLocator())
 panels[0].set_ylabel("time of a batch (s)")
 plain_ticks(panels[0].yaxis)
 figure.suptitle(f"Cost of planning ({size})")
 plt.show()
 
 # %% [markdown]
-# An exponent below one means that a larger batch is cheaper per plan: the many small operations of a step cost the same
-# for few sequences as for many. A longer past costs only attention, since it is read once.
+# With an exponent below one, a larger batch is cheaper per plan. A search step consists of many small operations, and
+# each of them costs about the same for few sequences as for many. A longer context costs little, because the planner
+# reads it only once.
 #
-# ## Real time
-#
-# The hopper acts 125 times a second, the halfcheetah 20 times: a decision may take 8 ms and 50 ms. Each further
-# transition of a plan adds $N + M + 2$ steps that wait for each other, so the horizon decides, not the beam.
+# ## Where the time goes
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-real-time", "caption": "Time of one decision against the number of plans, for several horizons $h$, with three past transitions as Table 1's planner has, one thread, the faster number type at each point. Below the dashed line the robot can be controlled in real time."}, "image": {"alt": "Two log-log plots, hopper and halfcheetah, of decision time against plans, a curve for each horizon, and a dashed line at 8 and 50 milliseconds."}}
-LIMITS = {"hopper": 8.0, "halfcheetah": 50.0}  # ms
-live = scaling[scaling.axis == "real time"]
-live = live.groupby(["task", "horizon", "plans"], as_index=False).seconds_per_decision.min()
-figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
-for axes, task in zip(panels, TASKS):
-    for (h, rows), colour, marker in zip(live[live.task == task].groupby("horizon"), SHADES, "osD^"):
-        axes.loglog(rows.plans, 1e3 * rows.seconds_per_decision, marker=marker, ms=5, color=colour, label=f"$h = {h}$")
-    axes.axhline(LIMITS[task], ls="--", lw=1, color=figures.COLOURS["data"])
-    plans = sorted(live.plans.unique())
-    axes.set_xticks(plans, [str(n) for n in plans])
-    axes.minorticks_off()
-    axes.set(xlabel="plans kept", title=f"{task} (dashed: {1e3 / LIMITS[task]:.0f} decisions a second)")
-    axes.spines[["top", "right"]].set_visible(False)
-panels[0].set_ylabel("time of a decision (ms)")
-plain_ticks(panels[0].yaxis)
-panels[1].legend(frameon=False, loc="lower right", ncols=2)
-figure.suptitle(f"Can it keep up? ({size})")
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-speed-profile", "caption": "Time of one fast decision for the hopper by kind of operation. The profiler makes small operations look a little slower than they are."}, "image": {"alt": "Stacked horizontal bars of percentages of time by kind of operation, with one bar for each number of environments. Matrix products and attention products fill most of each bar."}}
+KINDS = ["matrix products", "attention products", "softmax, GELU, LayerNorm"]
+KINDS += ["copies and indexing", "choosing: sort, top-k, draws", "all else, dispatch"]
+parts = profile.assign(percent=100 * profile.share)
+parts["case"] = [f"{n} environment{'s' * (n > 1)}" for n in parts.environments]
+figure, axes = plt.subplots(figsize=(7, 2.6), layout="constrained")
+sns.histplot(
+    parts, y="case", weights="percent", hue="kind", hue_order=KINDS[::-1], multiple="stack", discrete=True, shrink=0.7,
+    alpha=1, palette=sns.color_palette("colorblind", 6)[::-1], ax=axes,
+)  # fmt: skip
+axes.set(xlim=(0, 100), xlabel="percentage of time", ylabel="", title=f"A fast decision by kind of operation ({size})")
+sns.move_legend(axes, "upper center", bbox_to_anchor=(0.35, -0.35), ncols=2, title=None, reverse=True)
 plt.show()
+
+# %% [markdown]
+# ## The lower limit
+#
+# To read one token that attends to $n$ tokens, a model with $L$ layers of width $d$ needs
+#
+# $$2\left(L\,(12\,d^2 + 2\,d\,n) + d\,V\right)$$ (eq-operations)
+#
+# multiplications and additions. They belong to the matrices of attention and the MLP, to the attention itself, and to
+# one set of $V$ logits. A search must read the context once, and then one token of every sequence at every step.
+#
+# Sum {eq}`eq-operations` over these tokens, and divide by the rate at which the machine multiplies large matrices. No
+# plan can take less time than this lower limit. This is the machine's rate:
+
+# %% tags=["hide-input"]
+rates = pd.concat([planning, training]).groupby(["threads", "dtype"]).gflops_ceiling.max().unstack()
+rates.rename_axis(columns="number type").style.format("{:.0f} GFLOP/s", na_rep="")
+
+# %% [markdown]
+# ## Other implementations
+#
+# We compare our code with three other implementations, which we call the *peers*. They are the authors' original code,
+# a faster fork of it, and, for training only, a model of the Transformers library (`huggingface`). Their figures come
+# with this book and were *not measured on your machine*.
+#
+# They are for the released search, on one thread of a processor that multiplies matrices at 100 GFLOP/s in fp32. To
+# compare, we scale both machines by this rate. The fork's planner is not exact: it attends to value tokens that
+# training masks.
+
+# %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Table: seconds per decision of the peers", "code_prompt_hide": "Hide the table"}
+peers = published[published.kind == "planning"]
+peers = peers.pivot(index=["setting", "task", "model"], columns="peer", values="figure")
+peers.style.format("{:.3g} s", na_rep="–")
+
+# %% [markdown]
+# In the tables, `O` is a model of the size of the authors' code, and `P` is one of the paper's size (6 heads, 192
+# wide). With several environments, all of them plan in one batch, and times are per decision. *Random shooting* tries
+# as many transitions as the fast search, in the single-step ensemble of [the Table 1 page](11_offline_rl.py).
+
+
+# %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Table: every search that was timed", "code_prompt_hide": "Hide the table"}
+def digits(x: float) -> str:
+    """Write a number with three digits and without powers of ten."""
+    return f"{float(f'{x:.3g}'):,.0f}" if x >= 100 else f"{x:.3g}"
+
+
+def shown(table: pd.DataFrame, index: list[str], columns: dict[str, str]):
+    """Show the chosen columns under their printed names; columns that say nothing are left out."""
+    index = [c for c in index if table[c].nunique() > 1]
+    rows = table.set_index(index)[[c for c in columns if c in table and table[c].notna().any()]]
+    small = [{"selector": "th, td", "props": "font-size: 75%; padding: 2px 3px"}]
+    return rows.rename(columns=columns).style.format(digits, na_rep="").set_table_styles(small)
+
+
+timed = planning[planning.setting != "uncached"].sort_values("profile", kind="stable")
+timed = timed.assign(limit=timed.gflop_per_decision / timed.gflops_ceiling)
+NUMBERS = {"seconds_per_decision": "time (s)", "limit": "lower limit (s)"}
+NUMBERS |= {"share_of_ceiling": "fraction of the rate", "peak_mb": "memory (MB)"}
+NUMBERS |= {"ratio_scaled": "times as fast as the fastest peer"}
+WHO = ["profile", "setting", "task", "model", "threads", "environments"]
+shown(timed, WHO, NUMBERS)
+
+# %% [markdown]
+# ## What makes planning fast
+#
+# The table begins with a planner that reads every sequence anew for every token, and then adds one improvement at a
+# time.
+#
+# - The *cache* keeps keys and values. The planner reads the context once, and all plans of an environment use it. Within
+#   a step, plans grow as a tree: they fork by index, and no key is moved.
+# - *Many environments in one batch* make operations larger and fewer.
+
+# %% tags=["hide-input"]
+fast = planning.query("task == 'hopper' and model == @MODEL and profile == 'released' and threads == 1")
+times = fast.set_index(["setting", "environments"]).seconds_per_decision
+many = times["fast"].index.max()
+steps = {"every sequence read anew": times["uncached", 1], "cache, shared context": times["fast", 1]}
+steps[f"cache, {many} environments"] = times["fast", many]
+gains = pd.DataFrame({"s / decision": steps})
+gains["times as fast"] = gains["s / decision"].iloc[0] / gains["s / decision"]
+gains.style.format("{:.3g}")
+
+# %% [markdown]
+# Only products of matrices are arithmetic that no planner can avoid. How much could a compiled planner save at most?
 
 # %% tags=["hide-input"]
 sentences = []
-for task, limit in LIMITS.items():
-    met = live[(live.task == task) & (1e3 * live.seconds_per_decision < limit)]
-    widest = [f"{rows.plans.max()} plans over {h} transition{'s' * (h > 1)}" for h, rows in met.groupby("horizon")]
-    sentences.append(f"{task}, {limit:.0f} ms: {', or '.join(widest) or 'none of these searches'}")
-Markdown(f"What keeps up on this machine, of the searches that were timed: {'; '.join(sentences)}.")
+for n in sorted(set(profile.environments) & set(fast.environments)):
+    row = fast[(fast.setting == "fast") & (fast.environments == n)].iloc[0]
+    factor = 1 / profile[(profile.environments == n) & profile.kind.str.endswith("products")].share.sum()
+    sentences.append(
+        f"With {n} environment{'s' * (n > 1)}, a fast decision would be {factor:.1f} times as fast if everything but "
+        f"the products were free. It would be {1 / row.share_of_ceiling:.1f} times as fast if the products also "
+        "reached the machine's rate."
+    )
+Markdown(
+    f"{' '.join(sentences)} To get a part of this, we would have to maintain a second implementation in a compiled "
+    "language. We decided against it."
+)
 
 # %% [markdown]
-# On a GPU a decision is a chain of small kernels. The bench runs there as it is, with times taken after the device has
-# finished; no GPU was at hand for the tables of this book, and nothing here says how fast it is.
+# On a GPU, a decision is a chain of small kernels. The benchmark also runs there, and it waits for the device before
+# it reads the clock. We had no GPU for the tables of this book, so nothing here says how fast a GPU is.
 #
 # ## Training
 #
-# Batches of 64 windows of ten transitions, AdamW. *block* is the paper's dropout, at the end of each block; *everywhere*
-# is the authors' code's, on attention weights too. The peers train with the latter, in fp32.
+# Training is timed on batches of 64 windows of ten transitions with AdamW. Dropout is either at the end of each block,
+# as in the paper (`block`), or also on attention weights, as in the authors' code (`everywhere`). The peers train with
+# the second kind, in fp32.
+#
+# Some processors multiply matrices faster in bf16, and others are sixty times slower. Training therefore uses bf16 only
+# if a short measurement shows that it is faster.
 
-# %% tags=["hide-input"]
-shown(
-    training,
-    ["task", "model", "setting", "dtype", "threads"],
-    {"tokens_per_second": "tokens / s", "share_of_ceiling": "share of the rate", "ratio_scaled": "times the fastest peer"},
-)
+# %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Table: training speed", "code_prompt_hide": "Hide the table"}
+NUMBERS = {"tokens_per_second": "tokens / s", "share_of_ceiling": "fraction of the rate"}
+NUMBERS |= {"ratio_scaled": "times as fast as the fastest peer"}
+shown(training, ["task", "model", "setting", "dtype", "threads"], NUMBERS)
 
-# %% tags=["hide-input"]
-peers = published[published.kind == "training"].pivot(index=["task", "model"], columns="peer", values="figure")
-peers.style.format("{:,.0f} tokens / s").set_caption("published, not measured here")
+# %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Table: training speed of the peers, published and not measured here", "code_prompt_hide": "Hide the table"}
+peers = published[published.kind == "training"]
+peers = peers.pivot(index=["task", "model"], columns="peer", values="figure")
+peers.style.format("{:,.0f} tokens / s", na_rep="–")
 
 # %% [markdown]
-# ## Time to quality
+# ### Minutes to a good model
 #
-# Tokens per second are not what a laptop's owner pays for. The curves below (`ttlib/commands/tune_training.py`) are held-out
-# loss against minutes of one processor; every setting differs in one thing from the training in use, Muon
-# without dropout in small batches, and has its learning rate fall to zero over its own minutes. All are scored on the
-# same windows of five transitions.
+# The owner of a laptop pays in minutes, not in tokens. The figure shows held-out loss against minutes of one
+# processor. `make tune ARGS=training` made these curves. Our training uses Muon without dropout, in small batches.
+#
+# Every other setting differs from it in one thing. In each run the learning rate falls to zero over the run's own
+# minutes. All runs are scored on the same windows of five transitions.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-time-to-quality", "caption": "Held-out loss against processor minutes of training (a logarithmic scale), one curve per setting. The highest losses, in the first minute, are cut off."}, "image": {"alt": "Curves of loss falling with minutes of training, a panel for each dataset."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-time-to-quality", "caption": "Held-out loss against processor minutes of training, with a logarithmic time axis. Grey curves are other settings of Muon and AdamW, which the table below names. The highest losses, in the first minute, are cut off."}, "image": {"alt": "Curves of loss that fall with minutes of training, one panel for each dataset. The curves of Muon with smooth embeddings are the lowest, and the curves of AdamW are the highest of the three named ones."}}
 curves = pd.read_csv(places.ROOT / "data" / "tried_training.csv")
-figure, panels = plt.subplots(1, curves.task.nunique(), figsize=(9, 4.8), layout="constrained", squeeze=False)
-every = list(dict.fromkeys(zip(curves.setting, curves.budget)))
-for axes, (task, rows) in zip(panels[0], curves.groupby("task", sort=False)):
-    for (name, budget), curve in rows.groupby(["setting", "budget"], sort=False):
-        i = every.index((name, budget))
-        style = {"color": SHADES[i % 6], "ls": ["-", "--", ":"][i // 6 % 3], "lw": 1.5}
-        axes.plot(curve.minutes, curve.held_out_nats, label=f"{name} ({budget} min)", **style)
-    low, high, ticks = rows.held_out_nats.min(), rows.held_out_nats.max(), [m for m in (0.5, 1, 2, 5, 10, 20) if m < 1.2 * rows.minutes.max()]
-    axes.set(xlabel="minutes of one processor", ylabel="held-out loss (nats a token)", title=task, xscale="log")
-    axes.set_xticks(ticks, [f"{m:g}" for m in ticks], minor=False)
-    axes.set_xticks([], minor=True)
+NAMED = ["AdamW", "Muon", "Muon, smooth embeddings"]
+curves["line"] = curves.setting.where(curves.setting.isin(NAMED), "other settings")
+curves["run"] = curves.setting + curves.budget.astype(str)
+PALETTE = {"other settings": "#cccccc"} | dict(zip(NAMED, map(figures.COLOURS.get, ("other", "transformer", "third"))))
+grid = sns.relplot(
+    curves, x="minutes", y="held_out_nats", col="task", hue="line", hue_order=list(PALETTE), palette=PALETTE,
+    units="run", estimator=None, kind="line", height=2.8, aspect=1.25, facet_kws={"sharey": False, "sharex": False},
+)  # fmt: skip
+grid.set(xscale="log", xlabel="minutes of one processor", ylabel="")
+grid.axes.flat[0].set_ylabel("held-out loss (nats per token)")
+for task, axes in grid.axes_dict.items():
+    rows = curves[curves.task == task]
+    low, high = rows.held_out_nats.min(), rows.held_out_nats.max()
     axes.set(xlim=(0.4, 1.1 * rows.minutes.max()), ylim=(low - 0.02 * (high - low), low + 0.6 * (high - low)))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=2)
-figure.suptitle(f"Loss for minutes ({size})")
+    plain_ticks(axes.xaxis)
+    axes.set_title(f"{task} ({size})")
+sns.move_legend(grid, "lower center", bbox_to_anchor=(0.4, 1), ncols=4, title=None)
 plt.show()
 
 
-# %% tags=["hide-input"]
-def reached(rows: pd.DataFrame, target: float) -> float:
-    """Minutes at which a curve first comes to the target, between its points by a straight line; NaN if never."""
+# %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Table: minutes that each setting takes to reach AdamW's loss", "code_prompt_hide": "Hide the table"}
+def minutes_to(rows: pd.DataFrame, target: float) -> float:
+    """Return when a curve first reaches the target, between points on a line; NaN if never."""
     below = np.flatnonzero(rows.held_out_nats <= target)
     if not len(below):
         return np.nan
-    i = below[0]
-    if i == 0:
-        return rows.minutes.iloc[0]
-    return float(np.interp(-target, -rows.held_out_nats.iloc[[i - 1, i]], rows.minutes.iloc[[i - 1, i]]))
+    last = slice(max(below[0] - 1, 0), below[0] + 1)
+    return float(np.interp(-target, -rows.held_out_nats.iloc[last], rows.minutes.iloc[last]))
 
 
 rows = []
 for task, tried in curves.groupby("task", sort=False):
     adam = tried[tried.setting.str.startswith("AdamW")]
-    baseline = adam[adam.budget == adam.budget.max()]
-    baseline = baseline[baseline.held_out_nats >= baseline.held_out_nats.min()].sort_values("held_out_nats").iloc[0]
-    for (name, budget), curve in tried.groupby(["setting", "budget"], sort=False):
-        when = reached(curve, baseline.held_out_nats)
-        rows.append({"task": task, "setting": name, "minutes": budget, "last loss": curve.held_out_nats.iloc[-1],
-                     "target": baseline.held_out_nats, "reached after (min)": when, "times AdamW": baseline.budget / when})  # fmt: skip
-quality = pd.DataFrame(rows)
-quality.set_index(["task", "setting"]).style.format(
-    {"last loss": "{:.3f}", "target": "{:.3f}", "reached after (min)": "{:.1f}", "times AdamW": "{:.1f}"}, na_rep="–"
-)
+    longest = adam[adam.budget == adam.budget.max()].sort_values("held_out_nats").iloc[0]
+    target = longest.held_out_nats
+    for (setting, minutes), curve in tried.groupby(["setting", "budget"], sort=False):
+        taken, loss = minutes_to(curve, target), curve.held_out_nats.iloc[-1]
+        rows.append([task, setting, minutes, loss, target, taken, longest.budget / taken])
+TO_TARGET = ["target reached (min)", "times as fast as AdamW"]
+columns = ["task", "setting", "minutes", "last loss", "target", *TO_TARGET]
+quality = pd.DataFrame(rows, columns=columns)
+losses = quality.set_index(["task", "setting"]).style.format("{:.3f}", subset=["last loss", "target"])
+losses.format("{:.1f}", subset=TO_TARGET, na_rep="–")
 
 # %% [markdown]
-# The target is what AdamW had reached at the end of its longest run; a dash: not reached.
+# The target is the lowest loss in AdamW's longest run. A dash means that a setting does not reach it.
 #
 # ## What we saw
 
 # %% tags=["hide-input"]
-one = planning.query("profile == 'released' and setting == 'fast' and environments == 1 and threads == 1")
-share = one.share_of_ceiling
-said = [f"One fast decision reaches {share.min():.0%} to {share.max():.0%} of the machine's rate, and takes "
-        f"{1e3 * one.seconds_per_decision.min():.0f} to {1e3 * one.seconds_per_decision.max():.0f} ms."]  # fmt: skip
+Markdown(f"{answer} This page does not test which return such a short search earns.")
+
+# %% tags=["hide-input"]
+shooting = 1e3 * planning[planning.model == "ensemble"].set_index("task").seconds_per_decision
+rate = one.groupby("task").share_of_ceiling.max()
+rows = {
+    "one fast decision": {task: f"{best[task]:.0f} ms" for task in LIMITS},
+    "limit for control in real time": {task: f"{limit:.0f} ms" for task, limit in LIMITS.items()},
+    "random shooting with single-step models": {task: f"{shooting[task]:.1f} ms" for task in LIMITS},
+    "times as long as random shooting": {task: f"{best[task] / shooting[task]:.0f}" for task in LIMITS},
+    "percentage of the machine's rate": {task: f"{rate[task]:.0%}" for task in LIMITS},
+}
 if "ratio_scaled" in one and one.ratio_scaled.notna().any():
-    said.append(f"That is {one.ratio_scaled.min():.1f} to {one.ratio_scaled.max():.1f} times as fast as the fastest published peer.")
-single = planning[planning.model == "ensemble"].set_index("task").seconds_per_decision
-apart = (one.set_index(["task", "dtype"]).seconds_per_decision.unstack("dtype").min(axis=1) / single).dropna()
-if len(apart):
-    said.append("Through single-step models it takes " + " and ".join(f"{1e3 * single[task]:.1f} ms for {task}, 1/{x:.0f} of the time" for task, x in apart.items()) + ".")
-said.append(f"The cache alone gives a factor of {levers['times the first'].iloc[1]:.0f} for hopper.")
-keeps = {task: (1e3 * live[live.task == task].seconds_per_decision < limit).any() for task, limit in LIMITS.items()}
-said += [f"The {task} can be controlled in real time by {'some' if met else 'none'} of the searches timed." for task, met in keeps.items()]
-quickest = quality[~quality.setting.str.startswith("AdamW")].dropna().sort_values("reached after (min)")
-for row in quickest.drop_duplicates("task").itertuples():
-    said.append(f"On {row.task}, `{row.setting}` reaches AdamW's loss of {row.target:.2f} nats in {row[6]:.1f} minutes.")
-Markdown(" ".join(said))
+    faster = one.groupby("task").ratio_scaled.max()
+    rows["times as fast as the fastest peer, scaled"] = {task: f"{faster[task]:.0f}" for task in LIMITS}
+pd.DataFrame(rows).T
+
+# %% tags=["hide-input"]
+quickest = quality[~quality.setting.str.startswith("AdamW")].dropna().sort_values(TO_TARGET[0])
+sentences = [
+    f"On {row.task}, the quickest setting is `{row.setting}`: it reaches AdamW's loss in {row[-2]:.1f} minutes instead "
+    f"of {row[-2] * row[-1]:.0f}."
+    for row in quickest.drop_duplicates("task").itertuples(index=False)
+]
+cached = gains["times as fast"].iloc[1]
+Markdown(f"For the hopper, a decision with the cache is {cached:.0f} times as fast. {' '.join(sentences)}")
 
 # %% [markdown]
 # ## Exercises
@@ -337,8 +366,8 @@ Markdown(" ".join(said))
 # ```{exercise} How many tokens?
 # :label: ex-plan-tokens
 #
-# How many tokens does the fast search of profile `released` read for one hopper decision, context included? And with the
-# context read anew by each of its 64 candidates?
+# How many tokens does the fast search of profile `released` read for one decision of the hopper, context included? How
+# many would it read if each of its 64 candidates read the context anew?
 # ```
 #
 # ````{solution-start} ex-plan-tokens
@@ -352,17 +381,17 @@ tokens = context + h * plans * candidates * (M + 1) + (h - 1) * plans * (1 + N)
 print(f"{tokens:,} tokens; with 64 contexts {tokens + 63 * context:,}")
 
 # %% [markdown]
-# Candidates are read up to $r$; the reward-to-go and the next state only of the plans that are kept, and the last
-# reward-to-go not at all.
+# The search reads every candidate up to $r$. It reads the reward-to-go and the next state only for the plans that it
+# keeps. It never reads the last reward-to-go.
 #
 # ````{solution-end}
 # ````
 #
-# ```{exercise} How far from the floor?
+# ```{exercise} How far from the limit?
 # :label: ex-floor
 #
-# If matrix products reached the machine's rate and all else stayed as it is, how much faster would a fast decision be?
-# Use the shares of {numref}`fig-speed-profile`.
+# Suppose that matrix products reached the machine's rate and everything else stayed as it is. How much faster would a
+# fast decision be? Use the percentages of {numref}`fig-speed-profile`.
 # ```
 #
 # ````{solution-start} ex-floor
@@ -370,14 +399,16 @@ print(f"{tokens:,} tokens; with 64 contexts {tokens + 63 * context:,}")
 # ````
 
 # %%
-first = profile[(profile.environments == 1) & (profile.dtype == "float32")].set_index("kind").share
-row = one[(one.task == "hopper") & (one.model == MODEL) & (one.dtype == "float32")].iloc[0]
-products = first[["matrix products", "attention products"]].sum()
-print(f"products take {products:.0%}, and would take {row.share_of_ceiling:.0%}: {1 / (1 - products + row.share_of_ceiling):.2f} times faster")
+first = profile[profile.environments == 1]
+products = first[first.kind.str.endswith("products")].share.sum()
+hopper = one.query("task == 'hopper' and model == @MODEL")
+at_rate = hopper.share_of_ceiling.iloc[0]
+print(f"products take {products:.0%} of the time, and would take {at_rate:.0%}")
+print(f"a decision would be {1 / (1 - products + at_rate):.2f} times as fast")
 
 # %% [markdown]
-# What is left is small operations, each with its fixed cost: fewer and larger ones are the only way on, such as more
-# environments in one batch.
+# The rest consists of small operations, each with a fixed cost. Only fewer and larger operations help further, such as
+# more environments in one batch.
 #
 # ````{solution-end}
 # ````

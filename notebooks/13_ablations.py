@@ -11,8 +11,10 @@
 # %% [markdown]
 # # Ablations
 #
-# **Claims** (Sections 3.2, 4.2 and 5). Search without reward-to-go is myopic; search over likely sequences tolerates
-# inaccurate values; coarse bins may be what holds halfcheetah's medium-expert data back.
+# **Claims.** A search for reward alone "has the risk of leading to myopic behavior", which reward-to-go prevents
+# (Section 3.2). Reward-to-go is only a heuristic, so the method "does not require the estimated values to be
+# particularly accurate" (Section 3.2). On halfcheetah's medium-expert data, the bins for states are "possibly" "too
+# coarse" (Section 4.2).
 #
 # After this page you can
 #
@@ -24,61 +26,94 @@ size = "laptop"
 
 # %% tags=["hide-input"]
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
+import seaborn as sns
 from IPython.display import Markdown
 
 from ttlib.drawing import figures
-from ttlib.pipeline import statistics
+from ttlib.pipeline import experiments, statistics
 from ttlib.studies import ablations
+
+figures.style()
+plan = experiments.get("hopper-medium-replay", size, "released").plan
 
 # %% [markdown]
 # ## One change at a time
 #
-# All rollouts are of the profile `released`. The search is changed on hopper-medium-replay, with one model; the bins are
-# changed on halfcheetah-medium-expert, with a model trained for each kind. Rollout seeds are the same for all rows of a
-# dataset.
-#
-# | change | what it asks |
-# |---|---|
-# | no reward-to-go | is the heuristic needed? Plans are worth the rewards within the horizon alone |
-# | noise in $R$ | does the search tolerate inaccurate values? Every $R$ that is read gets Gaussian noise |
-# | $r$ and $R$ drawn | why expectations are read: a search over drawn values picks lucky draws |
-# | independent dimensions | what is it worth that each dimension is predicted after the ones before it? Those of a state, and those of an action, are taken from marginals, estimated by 8 sampled sequences |
-# | every action allowed, the authors' filter | should unlikely actions compete? The filter leaves of each action dimension the likeliest bins that hold 40% (the planner's at laptop size: 70%) |
-# | horizon, plans | what search itself is worth |
-# | no past | what is it worth to have seen the transitions before? Without them the window has room for a longer plan |
-# | uniform bins, finer states | is it the discretisation? Eq. 1's bins, or 250 quantile bins for each state dimension |
-
-# %% tags=["hide-output"]
-rollouts = ablations.ablations(size)
+# All rollouts are of the profile `released`. The search is changed on hopper-medium-replay, with one model. The bins
+# are changed on halfcheetah-medium-expert, with one new model for each kind. All rows of a dataset have the same
+# rollout seeds.
 
 # %% tags=["hide-input"]
-rows = []
-for (dataset, setting), part in rollouts.groupby(["dataset", "setting"], sort=False):
-    low, high = statistics.bootstrap(part["return"])
-    rows.append({"dataset": dataset, "setting": setting, "return": part["return"].mean(), "low": low, "high": high,
-                 "length": part.length.mean(), "falls": part.fell.mean(), "n": len(part)})  # fmt: skip
-table = pd.DataFrame(rows)
-shown = table.assign(interval=[f"[{a:.0f}, {b:.0f}]" for a, b in zip(table.low, table.high)])
-shown.set_index(["dataset", "setting"])[["n", "return", "interval", "length", "falls"]].style.format(
-    {"return": "{:.0f}", "length": "{:.0f}", "falls": "{:.0%}"}
-).set_properties(**{"white-space": "nowrap"})
+QUESTIONS = {
+    "Does reward-to-go matter?": "Without it, a plan is worth only the rewards within its horizon.",
+    "Do accurate values matter?": "Every $R$ that the search reads gets Gaussian noise. Or the search reads a drawn "
+    "$r$ and $R$, so that it picks lucky draws.",
+    "Does it matter that dimensions depend on each other?": "The dimensions of a state, and those of an action, are "
+    "drawn independently, from marginals that 8 sampled sequences estimate.",
+    "Does the filter of unlikely actions matter?": "The planner's filter drops the least likely bins that together "
+    f"hold {plan.drop_probability:.0%}. Here it drops none, or 60% as the authors do.",
+    "Does the size of the search matter?": "The search has a shorter horizon, or a smaller or greater beam width.",
+    "Does context matter?": "The model reads no transition before the current one. This leaves room for longer plans.",
+    "Do the bins matter?": "All bins are uniform (Equation 1), or each state dimension has 250 quantile bins.",
+}
+rows = "\n".join(f"| {question} | {change} |" for question, change in QUESTIONS.items())
+Markdown(f"| question | what is changed |\n|---|---|\n{rows}")
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-ablations", "caption": "Mean return with one change at a time and 90% bootstrap intervals; every rollout is a dot. The dashed line is the unchanged planner."}, "image": {"alt": "Dot plots of returns for each ablation."}}
+# %% tags=["hide-output"]
+runs = ablations.ablations(size)
+
+# %% tags=["hide-input"]
+CHANGES = {
+    "main": "unchanged",
+    "no_reward_to_go": "no reward-to-go",
+    "rewards_drawn": "r and R drawn",
+    "independent_dimensions": "independent dimensions",
+    "all_actions": "every action allowed",
+    "authors_filter": "the authors' filter",
+    "horizon_1": "horizon 1",
+    "quarter_beam": "a quarter of the beam width",
+    "double_beam": "twice the beam width",
+    "no_context": "no context",
+    "no_context_long_horizon": "no context, long horizon",
+    "uniform_bins": "uniform bins",
+    "finer_states": "finer bins for states",
+}
+runs["change"] = [CHANGES.get(row.variant, f"noise in R, {row.noise:g} SD") for row in runs.itertuples()]
+rows = []
+for (dataset, variant, noise, change), part in runs.groupby(["dataset", "variant", "noise", "change"], sort=False):
+    low, high = statistics.bootstrap(part["return"])
+    rows.append({"dataset": dataset, "variant": variant, "noise": noise, "change": change,
+                 "rollouts": len(part), "return": part["return"].mean(), "low": low, "high": high,
+                 "length": part.length.mean(), "falls": part.fell.mean()})  # fmt: skip
+table = pd.DataFrame(rows)
+
+# %% tags=["hide-input"]
+shown = table.assign(interval=[f"[{a:.0f}, {b:.0f}]" for a, b in zip(table.low, table.high)])
+shown = shown.set_index(["dataset", "change"])[["rollouts", "return", "interval", "length", "falls"]]
+shown = shown.rename(columns={"return": "mean return", "interval": "90% interval", "length": "mean length"})
+shown.style.format({"mean return": "{:.0f}", "mean length": "{:.0f}", "falls": "{:.0%}"}).set_properties(
+    **{"white-space": "nowrap"}
+)
+
+# %% [markdown]
+# The intervals are bootstrap intervals over rollouts. SD is the standard deviation of the centres of the bins of $R$.
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-ablations", "caption": "Return with one change at a time: every rollout (dots), means (bars) and 90% bootstrap intervals (lines). The dashed line is the mean of the unchanged planner."}, "image": {"alt": "Dot plots of returns for each ablation, with means and intervals."}}
 counts = [len(part) for _, part in table.groupby("dataset", sort=False)]
-figure, panels = plt.subplots(len(counts), 1, figsize=(8, 1 + 0.32 * sum(counts)), layout="constrained", height_ratios=counts, squeeze=False)
+figure, panels = plt.subplots(
+    len(counts), 1, figsize=(7, 1 + 0.3 * sum(counts)), layout="constrained", height_ratios=counts, squeeze=False
+)
 for axes, (dataset, part) in zip(panels[:, 0], table.groupby("dataset", sort=False)):
+    own = {name: figures.COLOURS["transformer" if name == "unchanged" else "data"] for name in part.change}
+    rows = runs[runs.dataset == dataset]
+    shown = {"x": "return", "y": "change", "hue": "change", "order": list(own), "palette": own, "ax": axes}
+    sns.stripplot(rows, **shown, jitter=False, alpha=0.4)
+    sns.pointplot(rows, **shown, errorbar=None, marker="|", markersize=12, markeredgewidth=3, linestyle="none")
     for y, row in enumerate(part.itertuples()):
-        runs = rollouts[(rollouts.dataset == dataset) & (rollouts.setting == row.setting)]["return"]
-        colour = figures.COLOURS["transformer" if row.setting == "main" else "data"]
-        axes.plot(runs, np.full(len(runs), y), ".", ms=5, alpha=0.4, color=colour)
-        axes.errorbar(part["return"].iloc[y], y, xerr=[[part["return"].iloc[y] - row.low], [row.high - part["return"].iloc[y]]], fmt="|", ms=12, lw=3, color=colour)
+        axes.plot([row.low, row.high], [y, y], color=own[row.change], lw=3, alpha=0.6)
     axes.axvline(part["return"].iloc[0], ls="--", lw=0.8, color=figures.COLOURS["other"])
-    axes.set(yticks=range(len(part)), yticklabels=part.setting, xlabel="return")
-    axes.set_title(dataset, fontsize=10)
-    axes.set_ylim(len(part) - 0.5, -0.5)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.set(xlabel="return", ylabel="", title=dataset, ylim=(len(part) - 0.5, -0.5))
 figure.suptitle(f"Ablations of the released profile ({size})")
 plt.show()
 
@@ -86,16 +121,44 @@ plt.show()
 # ## What we saw
 
 # %% tags=["hide-input"]
-def said(part: pd.DataFrame) -> str:
-    main, words = part[part.setting == "main"].iloc[0], []
-    for row in part[part.setting != "main"].itertuples():
-        mean = part.loc[row.Index, "return"]
-        apart = row.high < main.low or row.low > main.high
-        words.append(f"{row.setting} {mean / main['return'] - 1:+.0%}{'' if apart else ' (intervals overlap)'}")
-    return f"Against {main['return']:.0f} [{main.low:.0f}, {main.high:.0f}] on {main.dataset}: " + "; ".join(words) + "."
+VARIANTS = (("no_reward_to_go",), ("noise", "rewards_drawn"), ("independent_dimensions",),
+            ("all_actions", "authors_filter"), ("horizon_1", "quarter_beam", "double_beam"),
+            ("no_context", "no_context_long_horizon"), ("uniform_bins", "finer_states"))  # fmt: skip
+main = table[table.variant == "main"].set_index("dataset").loc[table.dataset]
+table["against"] = table["return"] / main["return"].to_numpy() - 1
+table["clear"] = (table.high < main.low.to_numpy()) | (table.low > main.high.to_numpy())
+lines = []
+for question, variants in zip(QUESTIONS, VARIANTS, strict=True):
+    part = table[table.variant.isin(variants)]
+    answer = "yes" if part.clear.all() else "in part" if part.clear.any() else "not clearly"
+    numbers = [f"{row.change} {row.against:+.0%}" for row in part.itertuples()]
+    numbers = [f"**{text}**" if clear else text for text, clear in zip(numbers, part.clear)]
+    lines.append(f"| {question} | {answer} | {'; '.join(numbers)} |")
+changed = table[table.variant != "main"]
+worst = changed.loc[changed.against.idxmin()]
+Markdown(
+    f"**{changed.clear.sum()} of {len(changed)} changes alter the return clearly. The worst is this one: "
+    f"{worst.change} ({worst.against:+.0%}).**\n\n"
+    "| question | answer | return against the unchanged planner |\n|---|---|---|\n" + "\n".join(lines)
+    + "\n\nA change is clear, and in bold, if its 90% interval does not overlap that of the unchanged planner."
+)  # fmt: skip
 
-
-Markdown("\n\n".join(said(part) for _, part in table.groupby("dataset", sort=False)))
+# %% tags=["hide-input"]
+small, large = table[table.variant == "noise"].sort_values("noise").against
+bins = table.drop_duplicates("variant").set_index("variant").against
+worth = "does not need accurate values" if small > -0.1 else "does need accurate values"
+finer = "raise" if bins.finer_states > 0 else "do not raise"
+Markdown(
+    f"- **Values.** With the smaller noise the return changes by {small:+.0%}, and with the larger by {large:+.0%}. So "
+    f"this planner {worth}. The noise is independent for each candidate. A value that is wrong in the same way for all "
+    "candidates was not tested.\n"
+    f"- **Bins.** Finer bins for states {finer} the return ({bins.finer_states:+.0%}). The paper's guess is about "
+    "these bins. Uniform bins also change those for actions and rewards.\n"
+    "- **Models.** Each kind of bins has one model. Two models of one setting differ as well, so the answer about bins "
+    "is the weakest.\n"
+    f"- **Horizon.** The unchanged planner has horizon {plan.horizon}. Without reward-to-go it therefore sums only "
+    f"{plan.horizon} rewards."
+)
 
 # %% [markdown]
 # ## Exercises
@@ -103,16 +166,17 @@ Markdown("\n\n".join(said(part) for _, part in table.groupby("dataset", sort=Fal
 # ```{exercise} How much noise is too much?
 # :label: ex-noise
 #
-# With noise in every $R$ the planner picks among its candidates partly at random. In the limit of infinite noise,
-# which of this book's agents has it become?
+# With noise in every $R$, the planner picks among its candidates partly at random. Which of this book's agents does it
+# become when the noise grows without limit?
 # ```
 #
 # ````{solution-start} ex-noise
 # :class: dropdown
 # ````
 #
-# One that acts by a random candidate. Candidates are drawn from the model (`released`), so it has become sampling, the
-# imitation without search of page 05. However bad the values are, its actions are those of the data.
+# It becomes an agent that takes a random candidate. The candidates of `released` are drawn from the model, so this
+# agent is *sampling*, the imitation without search of [page 05](05_hopper.py). However wrong the values are, its
+# actions are like those of the data.
 #
 # ````{solution-end}
 # ````

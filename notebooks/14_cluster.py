@@ -11,14 +11,15 @@
 # %% [markdown]
 # # The sweep on a cluster
 #
-# **Claims** (Table 1, Appendix A). A score of Table 1 is the mean of 15 runs; one model is trained for 6 to 12 hours on
-# one GPU. So the paper's table is weeks of one GPU, made of jobs that need not know of each other.
+# **Claims** (Table 1, Appendix A). Each score of Table 1 is the mean of 15 runs. One model trains for 6 to 12 hours on
+# one GPU.
 #
-# After this page you can
+# One GPU would therefore need weeks for the table. But the work consists of many jobs that do not depend on each
+# other, so a cluster can divide it among its machines. After this page you can
 #
-# - run Table 1, imitation and the ablations on two cores, or on a cluster, with the same command;
-# - say what happens when a worker, a node or a disk fails in the middle of it;
-# - calculate what the sweep of size `paper` costs on 1, 8 and 64 GPUs, and where more of them stop helping.
+# - run Table 1, imitation and the ablations with one command, on two cores or on a cluster;
+# - say what happens when a worker, a node or a disk fails;
+# - calculate what the sweep of size `paper` costs on 1, 8 and 64 GPUs, and when more GPUs no longer help.
 
 # %% tags=["parameters"]
 size = "laptop"
@@ -29,228 +30,263 @@ import json
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import seaborn as sns
 from IPython.display import Markdown
 
-from ttlib import checkpoint
+from ttlib.commands import bench
 from ttlib.drawing import figures
-from ttlib.pipeline import keys, places, results, store, sweep
+from ttlib.pipeline import keys, places, store, sweep
 from ttlib.pipeline.experiments import Experiment
+from ttlib.studies.jobs import jobs
 
-training, planning = (results.bench(name, size) for name in ("training", "planning"))
+figures.style()
+training, planning = bench.table("training", size), bench.table("planning", size)
 published = pd.read_csv(places.ROOT / "data" / "published_speed.csv")
+
+
+def is_training(job) -> bool:
+    """Return whether a job trains a model; all other jobs roll out."""
+    return isinstance(job, Experiment)
+
 
 # %% [markdown]
 # ## Jobs
 #
-# A job is what it makes. It is either an experiment, whose checkpoint is wanted, or a set of rollouts, which needs the
-# checkpoints of its models; at size `paper` the 15 runs of a score are five models with three rollouts each. Whether a
-# job is finished is not written down anywhere: its file is there, under a name that holds the key of all that decides
-# its content, or it is not.
+# There are two kinds of jobs. One kind trains the model of an experiment. The other kind makes a set of rollouts, and
+# it needs the models of some experiments. At size `paper`, the 15 runs of a score are five models with three rollouts
+# each.
+#
+# There is no list of finished jobs. The result of a job is a file, and the file's name contains a key of everything
+# that decides its content. A job is finished if its file exists.
 
 # %% tags=["hide-input"]
-rows = []
+rows = {}
 for s in places.SIZES:
-    todo = sweep.jobs(s)
-    models = [job for job in todo if isinstance(job, Experiment)]
-    rollouts = [job for job in todo if not isinstance(job, Experiment)]
-    rows.append({"size": s, "models to train": len(models), "datasets they need": len({e.data for e in models}),
-                 "sets of rollouts": len(rollouts), "rollouts": sum(len(job.seeds) for job in rollouts)})  # fmt: skip
-pd.DataFrame(rows).set_index("size")
+    todo = jobs(s)
+    models, rollouts = [e for e in todo if is_training(e)], [run for run in todo if not is_training(run)]
+    rows[s] = {
+        "models to train": len(models),
+        "datasets they need": len({e.data for e in models}),
+        "sets of rollouts": len(rollouts),
+        "rollouts": sum(len(run.seeds) for run in rollouts),
+    }
+pd.DataFrame(rows).T.rename_axis("size")
 
 # %% [markdown]
-# All that a worker is told of a job is the job: frozen configs, a few hundred numbers and names.
+# A worker receives only the job itself: frozen configs with a few hundred numbers and names.
 
 # %%
-job = next(job for job in sweep.jobs(size) if not isinstance(job, Experiment) and job.method == "tto")
+job = next(j for j in jobs(size) if not is_training(j) and j.method == "tto")
 print(sweep.label(job))
 print("needs:", ", ".join(f"model {exp.label}" for exp in job.models))
 print(json.dumps(keys.plain(job))[:300], "...")
 
 # %% [markdown]
-# The dataset is in it as a recipe: which snapshots of which policies act for how many steps from which seed. A worker
-# whose folder does not hold that dataset makes it.
+# The job contains its dataset as a recipe: which snapshots of which policies act, for how many steps, and from which
+# seed. If a worker's folder does not contain the dataset, the worker makes it.
 #
 # ```sh
-# make sweep                                      # on this machine, a process for each core
-# make SIZE=paper EXECUTOR=ray sweep              # on the Ray cluster whose head is at RAY_ADDRESS
-# make sweep ARGS="--only hopper-medium"          # the datasets whose names contain that
-# make table1                                     # Table 1 of what is finished, and what is missing
+# make sweep                                # on this machine, one process per core
+# make SIZE=paper EXECUTOR=ray sweep        # on the Ray cluster at RAY_ADDRESS
+# make sweep ARGS="--only hopper-medium"    # only datasets with this in their name
+# make table1                               # Table 1 of the finished jobs
 # ```
 #
-# A line tells how many jobs are done, running, waiting and failed, and how long the rest takes, by what the jobs took
-# so far, beside the first estimate, which comes from the calculation below. When all is finished, pages 11 to 13 load
-# what the sweep left and compute nothing that it has computed.
-#
+# The sweep prints how many jobs are done, running, waiting and failed. It estimates the remaining time from the jobs
+# that are done, and prints it beside the first estimate, which comes from the calculation below. When the sweep is
+# finished, the pages on Table 1, imitation and ablations load its results.
+
+# %% [markdown]
 # ## What breaks
 #
-# | what happens | what it costs |
+# | event | consequence |
 # |---|---|
-# | a worker is killed, or runs out of memory | its job, which is run again by another worker, three times at most; a training goes on where it was last saved, a minute ago, if the folder is shared |
-# | a node dies | the jobs that ran on it, likewise |
-# | a job always fails | itself and the rollouts that need it; the reason is printed, the others finish, the exit status is 1 |
-# | the sweep itself is killed | what was running; run again, it skips what is finished |
-# | the disk is full | what was being written; no more jobs are begun, no half file stays, and a message says so |
-# | results of another version lie in the folder | nothing: they are named and never read. A result of other settings, weights or stages of the code has another name; one that another version of PyTorch, NumPy, Gymnasium or MuJoCo made counts as failed until you move it away |
-# | nothing answers at RAY_ADDRESS | a minute, then a message |
+# | A worker is killed, or runs out of memory. | Another worker runs the job again, at most three times in all. In a shared folder, a training continues from its last save, at most a minute before. |
+# | A node dies. | The same happens to all jobs that ran on it. |
+# | A job always fails. | The rollouts that need it fail too. The sweep prints the reason and finishes the other jobs. Its exit status is 1. |
+# | The sweep itself is killed. | The running jobs are lost. The next run skips the finished ones. |
+# | The disk is full. | The files being written are lost, but no half file remains. The sweep starts no more jobs and prints a message. |
+# | The folder contains results of another version. | The sweep names them and never reads them. Results of other settings, weights or stages of the code have other names. |
+# | Results come from another version of PyTorch, NumPy, Gymnasium or MuJoCo. | Their jobs count as failed until you move the files away. |
+# | Nothing answers at `RAY_ADDRESS`. | The sweep prints a message after a minute. |
 #
-# `make test-cluster` starts a cluster of two nodes on your machine, kills a worker and then a node in the middle of a
-# job, and compares what comes out with what a single process makes: byte for byte the same.
-#
+# `make test-cluster` starts a cluster of two nodes on your machine. It kills a worker and then a node in the middle of
+# a job. Then it compares the results with those of a single process: they must be equal, byte for byte.
+
+# %% [markdown]
 # ## Starting it
 #
-# Every node needs this repository and its environment with Ray; `make test-cluster` installs that, and tells whether
-# it works there. Two arrangements:
+# Every node needs this repository and its environment with Ray. `make test-cluster` installs the environment, and also
+# shows whether it works. There are two arrangements:
 #
-# - **A shared folder.** Export `TTLIB_BUILD=/a/folder/that/all/nodes/see` before Ray is started. Checkpoints, rollouts
-#   and datasets are kept there, each dataset is made once, and a training whose node dies goes on on another.
-# - **None.** Leave `TTLIB_BUILD` alone. Models are handed to whoever needs them and results come back through Ray; the
+# - **With a shared folder.** Set `TTLIB_BUILD` to a folder that all nodes see, before Ray starts. Checkpoints, rollouts
+#   and datasets are kept there, and each dataset is made once. If a node dies, another node continues its training.
+# - **Without one.** Do not set `TTLIB_BUILD`. Ray sends models to the jobs that need them, and sends results back. The
 #   machine that runs `make sweep` writes them. Each node makes the datasets that its jobs need.
 #
-# Start the sweep on a node of the cluster, such as its head. On one machine with several GPUs `RAY_ADDRESS=local` is a
-# cluster of that machine alone.
-#
+# Start the sweep on a node of the cluster, for example on its head. For one machine with several GPUs, set
+# `RAY_ADDRESS=local`: this starts a cluster of that machine alone.
+
+# %% [markdown]
 # ### Slurm
 #
-# The repository and its `.venv` lie in a home directory that all nodes mount. The script begins with the line
-# `#!/bin/bash`, and then:
+# The repository and its `.venv` must be in a home directory that all nodes mount. The script begins with the line
+# `#!/bin/bash`. Then follow these lines:
 #
 # ```sh
-# #SBATCH --nodes=8 --ntasks-per-node=1 --gpus-per-node=8 --cpus-per-task=64 --time=2-00:00:00
+# #SBATCH --nodes=8 --ntasks-per-node=1 --gpus-per-node=8
+# #SBATCH --cpus-per-task=64 --time=2-00:00:00
 # export TTLIB_BUILD=/scratch/$USER/ttlib
 # export RAY_ADDRESS=$(hostname):6379
-# .venv/bin/ray start --head --port=6379 --num-cpus=$SLURM_CPUS_PER_TASK --num-gpus=8
+# here="--num-cpus=$SLURM_CPUS_PER_TASK --num-gpus=8"
+# .venv/bin/ray start --head --port=6379 $here
 # others=$((SLURM_NNODES - 1))
-# srun --nodes=$others --ntasks=$others --exclude=$(hostname) .venv/bin/ray start --address=$RAY_ADDRESS --block \
-#      --num-cpus=$SLURM_CPUS_PER_TASK --num-gpus=8 &
+# srun --nodes=$others --ntasks=$others --exclude=$(hostname) \
+#      .venv/bin/ray start --address=$RAY_ADDRESS --block $here &
 # make SIZE=paper EXECUTOR=ray ARGS="--gpus 1 --cpus 8" sweep
 # ```
 #
-# If the time runs out, submit it again: it goes on. The pages need the same `TTLIB_BUILD` to find the results. `--gpus 0.25` puts four jobs on a GPU, which pays where models
-# are so small that one alone leaves it idle.
-#
+# If the time runs out, submit the script again, and the sweep continues. The pages need the same `TTLIB_BUILD` to find
+# the results. `--gpus 0.25` puts four jobs on one GPU. This helps where one small model does not keep a GPU busy.
+
+# %% [markdown]
 # ### A cloud
 #
-# Ray's launcher starts machines and stops them when they have nothing to do. The heart of its file:
+# Ray's launcher starts machines, and stops them when they have nothing to do. These are the main lines of its file:
 #
 # ```yaml
 # setup_commands:
 #   - git clone URL-OF-THIS-REPOSITORY ttlib || git -C ttlib pull
 #   - make -C ttlib test-cluster
 # head_start_ray_commands:
-#   - cd ttlib && .venv/bin/ray start --head --port=6379 --autoscaling-config=~/ray_bootstrap_config.yaml
+#   - cd ttlib && .venv/bin/ray start --head --port=6379
+#       --autoscaling-config=~/ray_bootstrap_config.yaml
 # worker_start_ray_commands:
 #   - cd ttlib && .venv/bin/ray start --address=$RAY_HEAD_IP:6379
 # ```
 #
-# Then `ray up cluster.yaml`, `ray attach cluster.yaml`, and on the head
-# `RAY_ADDRESS=localhost:6379 make -C ttlib SIZE=paper EXECUTOR=ray ARGS="--gpus 1" sweep`. Results end in the head's
-# `build` folder: copy it home before the head goes. Machines that may be taken away at any time cost a job each when
-# they are. Neither of these two scripts was run by us: we had one machine, on which the cluster was real and its nodes
-# were not.
+# Start the machines with `ray up cluster.yaml`, and log in with `ray attach cluster.yaml`. Then run on the head:
 #
-# ## What it costs, on paper
+# ```sh
+# export RAY_ADDRESS=localhost:6379
+# make -C ttlib SIZE=paper EXECUTOR=ray ARGS="--gpus 1" sweep
+# ```
+
+# %% [markdown]
+# The results end up in the head's `build` folder. Copy it before you stop the head. If the cloud takes a machine away,
+# you lose the job that ran on it.
 #
-# No GPU was at hand for this book. What follows is arithmetic from three kinds of number: rates that `make bench`
-# measured on a processor, the hours that the paper prints, and a data sheet.
+# We tested the sweep on a Ray cluster of two nodes, simulated on one machine. The Slurm script and the cloud file are
+# untested.
 #
-# Operations are counted as in {eq}`eq-operations` of page 08, three times for a training, forwards and twice backwards.
+# ## What it costs: a calculation
+#
+# We had no GPU for this book. The calculation below uses three kinds of numbers: rates that `make bench` measured on a
+# processor, the hours that the paper prints, and a data sheet. It counts operations with {eq}`eq-operations` of
+# [the page on speed](08_speed.py). A training needs them three times: once forwards and twice backwards.
 
 
 # %% tags=["hide-input"]
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """What the calculation goes by."""
+    """The numbers that the calculation uses."""
 
-    training: float  # share of a machine's rate of large fp32 matrix products that a training reaches
+    training: float  # fraction of a machine's rate of large fp32 matrix products that a training reaches
     core: float  # that rate of one core, GFLOP/s
-    gpu: float  # of the GPU, GFLOP/s
-    least: float  # hours of the paper's trainings
-    most: float
+    gpu: float  # that rate of the GPU, GFLOP/s
+    least: float  # hours of the paper's shortest training
+    most: float  # hours of the paper's longest training
 
 
-hours_printed = published[published.kind == "gpu training"]
-rates = Rates(
-    training=training[training.dtype == "float32"].share_of_ceiling.median(),
-    core=planning[(planning.dtype == "float32") & (planning.threads == 1)].gflops_ceiling.median(),
-    gpu=hours_printed.gflops_ceiling.iloc[0], least=hours_printed.figure.min(), most=hours_printed.figure.max(),
-)  # fmt: skip
-pd.DataFrame(
-    [
-        ("share of its rate that a training reaches", f"{rates.training:.2f}", "measured here, one core, fp32"),
-        ("rate of one core", f"{rates.core:.0f} GFLOP/s", "measured here, fp32"),
-        ("rate of the paper's GPU, a V100", f"{rates.gpu:,.0f} GFLOP/s", "data sheet, fp32"),
-        ("a training takes at least", f"{rates.least:.0f} h", "published (Appendix A)"),
-        ("a training takes at most", f"{rates.most:.0f} h", "published (Appendix A)"),
-    ],
-    columns=["what", "value", "origin"],
-).style.hide(axis="index")
-
+printed = published[published.kind == "gpu training"]
+fp32, one_thread = training[training.dtype == "float32"], planning.query("dtype == 'float32' and threads == 1")
+rates = Rates(fp32.share_of_ceiling.median(), one_thread.gflops_ceiling.median(),
+              printed.gflops_ceiling.iloc[0], printed.figure.min(), printed.figure.max())  # fmt: skip
+rows = [
+    ("fraction of its rate that a training reaches", f"{rates.training:.2f}", "measured here, one core, fp32"),
+    ("rate of one core", f"{rates.core:.0f} GFLOP/s", "measured here, fp32"),
+    ("rate of the paper's GPU, a V100", f"{rates.gpu:,.0f} GFLOP/s", "data sheet, fp32"),
+    ("shortest training", f"{rates.least:.0f} h", "the paper (Appendix A)"),
+    ("longest training", f"{rates.most:.0f} h", "the paper (Appendix A)"),
+]
+pd.DataFrame(rows, columns=["quantity", "value", "source"]).style.hide(axis="index")
 
 # %% [markdown]
-# A job costs its operations over a rate. A training runs on a GPU: by *arithmetic* at the share of the data sheet's rate
-# that a core reaches of its own, or *by the paper's hours*, which belong to the largest model of profile `v1`, and of
-# which smaller ones take their share. Rollouts are simulated by MuJoCo on one core, between the decisions of a planner
-# whose many small steps a GPU runs through no faster than it is told to, one after the other. Nobody has timed that
-# here, so rollouts are charged as if a core did them alone.
+# The time of a job is its number of operations divided by a rate. For trainings, which run on a GPU, we calculate this
+# in two ways:
+#
+# - *by arithmetic*: a GPU reaches the same fraction of its data sheet's rate that a core reaches;
+# - *by the paper's hours*: the printed hours belong to the largest model of profile `v1`, and smaller models need
+#   proportionally less.
+#
+# MuJoCo simulates rollouts on one core, and the planner makes a decision between two steps. These decisions consist of
+# many small operations, one after the other, so a GPU may gain little. Nobody has timed this here. We therefore charge
+# rollouts as if a core did all the work.
 
 
 # %%
 def hours(job, largest: float, printed: float | None = None) -> float:
-    """Of one job.  printed: hours of the largest training, or None to go by the rates."""
-    if not isinstance(job, Experiment):
+    """Return the hours of a job.
+
+    printed: hours of the largest training, or None to calculate by the rates.
+    """
+    if not is_training(job):
         return sweep.seconds(job, rates.core) / 3600
     if printed is None:
-        return sweep.operations(job) / (rates.training * rates.gpu * 1e9) / 3600
+        at_rate = rates.training * rates.gpu * 1e9
+        return sweep.operations(job) / at_rate / 3600
     return printed * sweep.operations(job) / largest
 
 
-todo = sweep.jobs("paper")
-trainings = [job for job in todo if isinstance(job, Experiment)]
-largest = max(map(sweep.operations, trainings))
-READINGS = {"by arithmetic": None, f"the paper's {rates.least:.0f} h a model": rates.least, f"the paper's {rates.most:.0f} h a model": rates.most}
-cost = {name: {job: hours(job, largest, printed) for job in todo} for name, printed in READINGS.items()}
-
 # %% tags=["hide-input"]
 GPUS = (1, 2, 4, 8, 16, 32, 40, 48, 56, 64, 128, 256)
+todo = jobs("paper")
+trainings = [job for job in todo if is_training(job)]
+largest = max(map(sweep.operations, trainings))
+READINGS = {"by arithmetic": None}
+READINGS |= {f"by the paper's {h:.0f} h per model": h for h in (rates.least, rates.most)}
+cost = {name: {job: hours(job, largest, given) for job in todo} for name, given in READINGS.items()}
 takes = pd.DataFrame({name: {n: sweep.makespan(todo, each, n) for n in GPUS} for name, each in cost.items()})
 work = pd.Series({name: sum(each.values()) for name, each in cost.items()})
-floor = pd.Series({name: sweep.makespan(todo, each, len(todo)) for name, each in cost.items()})
+chain = pd.Series({name: sweep.makespan(todo, each, len(todo)) for name, each in cost.items()})
 table = takes.loc[[1, 8, 64]].T.rename(columns=lambda n: f"{n} GPU{'s' * (n > 1)}")
-table.assign(**{"longest chain": floor, "GPU hours": work}).style.format("{:,.0f} h")
+table.assign(**{"longest chain": chain, "GPU hours": work}).style.format("{:,.0f} h")
 
 # %% [markdown]
-# The schedule is the sweep's own: whoever is free takes the job after which most remains to be done. A worker is one
-# GPU with a core.
+# The calculation uses the sweep's own schedule: a free worker takes the job after which most work remains. A worker is
+# one GPU with one core. The *longest chain* is a training and the rollouts that wait for it. No number of GPUs makes
+# the sweep shorter than this chain.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-cluster", "caption": "Hours of the sweep of size paper against the number of GPUs, by calculation. Dotted: the same work shared without loss. Dashed: the longest chain, a training and the rollouts that wait for it, which no number of GPUs shortens."}, "image": {"alt": "Log-log plot of hours against GPUs for three readings of the cost, each falling along its dotted line and then levelling off at its dashed line."}}
-figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
-for (name, column), colour in zip(takes.items(), ("transformer", "third", "other")):
-    axes.loglog(takes.index, column, "o-", ms=4, color=figures.COLOURS[colour], label=name)
-    axes.loglog(takes.index, work[name] / takes.index, ":", lw=1, color=figures.COLOURS[colour])
-    axes.axhline(floor[name], ls="--", lw=0.8, color=figures.COLOURS[colour])
-axes.set_xticks(ticks := [n for n in GPUS if n.bit_count() == 1], map(str, ticks))
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-cluster", "caption": "Calculated hours of the sweep of size paper against the number of GPUs. Dotted lines: the same work divided equally among the GPUs. Dashed lines: the longest chain."}, "image": {"alt": "Plot with logarithmic axes of hours against GPUs, with one curve for each way to calculate the cost. Each curve falls along its dotted line and then becomes level at its dashed line."}}
+figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
+palette = [figures.COLOURS[name] for name in ("transformer", "third", "other")]
+sns.lineplot(takes, dashes=False, markers=["o"] * len(READINGS), palette=palette, ax=axes)
+for name, colour in zip(takes, palette):
+    axes.plot(takes.index, work[name] / takes.index, ":", lw=1, color=colour)
+    axes.axhline(chain[name], ls="--", lw=0.8, color=colour)
+powers = [n for n in GPUS if n.bit_count() == 1]
+axes.set(xscale="log", yscale="log", xlabel="GPUs", ylabel="time of the sweep")
+axes.set_xticks(powers, map(str, powers))
+axes.set_yticks([6, 12, 24, 24 * 7, 24 * 30], ["6 h", "12 h", "1 day", "1 week", "1 month"])
 axes.minorticks_off()
-days = [6, 12, 24, 24 * 7, 24 * 30]
-axes.set_yticks(days, ["6 h", "12 h", "1 day", "1 week", "1 month"])
-axes.set(xlabel="GPUs", ylabel="time of the sweep", title=f"The sweep of size paper, calculated ({size})")
-axes.spines[["top", "right"]].set_visible(False)
-axes.legend(frameon=False)
+axes.set_title(f"The sweep of size paper, calculated ({size})")
 plt.show()
 
 # %% [markdown]
 # ## Is the count right?
 #
-# The same count, at the rate that each machine had, against what the trainings behind this book took. (Some of these
-# machines had bf16, which makes a training faster than its count in fp32, and some had other work to do.)
+# The table compares the same count with the time that the trainings of this book took, at the rate of each machine.
+# Some machines had bf16, which makes a training faster than its count in fp32. Some machines had other work to do.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Table: calculated and real minutes of each training", "code_prompt_hide": "Hide the table"}
 rows = []
-for exp in [job for job in sweep.jobs(size) if isinstance(job, Experiment)]:
+for exp in [job for job in jobs(size) if is_training(job)]:
     if folder := store.checkpoint_folder(exp):
-        about = checkpoint.about(folder)
-        rows.append({"model": exp.label, "took (min)": about["seconds"] / 60,
-                     "calculated (min)": sweep.seconds(exp, about["gflops_fp32"]) / 60})  # fmt: skip
-checked = pd.DataFrame(rows, columns=["model", "took (min)", "calculated (min)"]).set_index("model")
+        about = store.about(folder)
+        calculated = sweep.seconds(exp, about["gflops_fp32"])
+        rows.append([exp.label, about["seconds"] / 60, calculated / 60])
+checked = pd.DataFrame(rows, columns=["model", "took (min)", "calculated (min)"])
+checked = checked.set_index("model")
 checked["calculated / took"] = checked["calculated (min)"] / checked["took (min)"]
 checked.style.format("{:.1f}")
 
@@ -258,48 +294,62 @@ checked.style.format("{:.1f}")
 # ## What we saw
 
 # %% tags=["hide-input"]
-share = {n: work / (takes.loc[n] * n) for n in GPUS}
-enough = {next((n for n in GPUS if takes.loc[n, name] < 1.1 * floor[name]), GPUS[-1]) for name in cost}
-last = max(trainings, key=sweep.operations)
+enough = sorted({next((n for n in GPUS if takes.loc[n, name] < 1.1 * chain[name]), GPUS[-1]) for name in cost})
+Markdown(
+    f"**The sweep costs {work.min():,.0f} to {work.max():,.0f} GPU hours. Beyond about {' to '.join(map(str, enough))} "
+    "GPUs, further ones hardly help:** then the sweep takes little longer than its longest chain."
+)
+
+# %% tags=["hide-input"]
+rows = {}
+busy = work / takes.mul(takes.index, axis=0)
+for n in (1, 8, 64):
+    unit, length = ("days", 24) if n < 64 else ("hours", 1)
+    least, most = takes.loc[n].min() / length, takes.loc[n].max() / length
+    rows[f"{n} GPU{'s' * (n > 1)}"] = {
+        "time of the sweep": f"{least:.{int(n == 8)}f} to {most:.{int(n == 8)}f} {unit}",
+        "percentage of time that GPUs are busy, at least": f"{busy.loc[n].min():.0%}",
+    }
+pd.DataFrame(rows).T
+
+# %% tags=["hide-input"]
 long = sum(sweep.operations(job) > largest / 2 for job in trainings)
-flat_out = largest / (rates.gpu * 1e9) / 3600
-rolled = [job for job in todo if not isinstance(job, Experiment)]
-core_hours = sum(cost["by arithmetic"][job] for job in rolled)
+rollouts = [job for job in todo if not is_training(job)]
+rolled = sum(cost["by arithmetic"][job] for job in rollouts)
+last = max(trainings, key=sweep.operations)
+full_rate = largest / (rates.gpu * 1e9) / 3600  # hours
 ratio = checked["calculated / took"]
-said = [
-    f"The sweep is {len(trainings)} trainings, {long} of them long, and {len(rolled)} sets of rollouts.",
-    f"It costs {work.min():,.0f} to {work.max():,.0f} GPU hours: {takes.loc[1].min() / 24:.0f} to {takes.loc[1].max() / 24:.0f} days of one GPU, "
-    f"{takes.loc[8].min() / 24:.1f} to {takes.loc[8].max() / 24:.1f} days of eight, {takes.loc[64].min():.0f} to {takes.loc[64].max():.0f} hours of sixty-four.",
-    f"Eight are kept busy for {share[8].min():.0%} of the time, sixty-four for {share[64].min():.0%}. From about {' or '.join(map(str, sorted(enough)))} GPUs on "
-    "the sweep takes hardly longer than its longest chain, one training and its rollouts: there are no more long trainings to begin.",
-    f"Rollouts are {core_hours:,.0f} hours of a core, {core_hours / work.max():.0%} to {core_hours / work.min():.0%} of the whole.",
-    f"The largest training, {last.label}, needs {largest:.1e} operations. Done in the hours that the paper prints, that would be {flat_out / rates.most:.0%} to "
-    f"{flat_out / rates.least:.0%} of the full rate of its GPU in fp32. They vary with the dataset, it says, and ours have "
-    f"a million steps each; it may also have used half precision, or have read fewer tokens than our epoch, every start of a window once.",
-]  # fmt: skip
-if len(ratio):
-    said.append(f"Calculated and real times of this book's trainings differ by factors from {ratio.min():.1f} to {ratio.max():.1f}.")
-Markdown(" ".join(said))
+measured = f" Calculated times are {ratio.min():.1f} to {ratio.max():.1f} times the real ones of this book's trainings."
+Markdown(
+    f"The sweep has {len(trainings)} trainings, of which {long} are long, and {len(rollouts)} sets of rollouts. "
+    f"The rollouts take {rolled:,.0f} core hours: {rolled / work.max():.0%} to {rolled / work.min():.0%} of all work."
+    f"{measured if len(ratio) else ''}\n\n"
+    f"The largest training, {last.label}, needs {largest:.1e} operations. To finish in the paper's hours, a V100 would "
+    f"need {full_rate / rates.most:.0%} to {full_rate / rates.least:.0%} of its full fp32 rate. We can think of three "
+    "reasons. The paper says that its hours vary with the dataset, and each of our datasets has a million steps. It "
+    "may have used half precision. And its epoch may have fewer tokens than ours, which reads every start of a window "
+    "once."
+)
 
 # %% [markdown]
-# What the calculation leaves out, and what it would change:
+# The calculation leaves out four things:
 #
-# - **Data.** A dataset of a million steps is rolled out by its policies before the first training can begin: minutes, on
-#   as many cores as there are. With a shared folder that happens once for each dataset, without one once for each
-#   dataset and node; the others that need it wait.
-# - **Two jobs on a GPU.** While a robot is simulated its planner's GPU is idle. `--gpus 0.25` lets others use it.
-# - **A faster GPU.** It shortens trainings, not the chain of small steps of a plan, nor MuJoCo: then rollouts
+# - **Data.** Policies must roll out a dataset of a million steps before its first training begins. This takes minutes on
+#   all cores. It happens once per dataset with a shared folder, and once per dataset and node without one.
+# - **Several jobs on one GPU.** While MuJoCo simulates a robot, its planner's GPU is idle. `--gpus 0.25` lets other jobs
+#   use it.
+# - **A faster GPU.** It shortens trainings, but neither the chain of small steps of a plan nor MuJoCo. Then rollouts
 #   decide.
-# - **Spreading one training** over several GPUs would shorten the longest chain. With a model of a few million
-#   weights there is little to gain, and this code does not do it.
+# - **One training on several GPUs.** This would shorten the longest chain. A model of a few million weights gains little
+#   from it, and this code cannot do it.
 #
 # ## Exercises
 #
 # ```{exercise} A shorter chain
 # :label: ex-chain
 #
-# Rollouts of one model could be split further, a job for each rollout seed. What would that do to the longest chain, and
-# what to the cost of all rollouts?
+# We could split the rollouts of one model further, into one job per rollout seed. How would this change the longest
+# chain, and the cost of all rollouts?
 # ```
 #
 # ````{solution-start} ex-chain
@@ -307,14 +357,19 @@ Markdown(" ".join(said))
 # ````
 
 # %%
-planner = max(rolled, key=lambda job: cost["by arithmetic"][job])
+planner = max(rollouts, key=lambda job: cost["by arithmetic"][job])
 alone = dataclasses.replace(planner, seeds=planner.seeds[:1])
 together, one = (sweep.seconds(job, rates.core) / 3600 for job in (planner, alone))
-print(f"{sweep.label(planner)}: {len(planner.seeds)} rollouts in one batch {together:.2f} h, one {one:.2f} h")
-print(f"the chain gets {together - one:.2f} h shorter, of {floor['by arithmetic']:.0f}; all its rollouts cost {len(planner.seeds) * one / together:.2f} times as much")
+count = len(planner.seeds)
+print(f"{sweep.label(planner)}:")
+print(f"{count} rollouts in a batch take {together:.2f} h, one alone {one:.2f} h")
+print(f"the longest chain takes {chain['by arithmetic']:.0f} h")
+print(f"with separate jobs it gets {together - one:.2f} h shorter")
+print(f"all rollouts together cost {count * one / together:.2f} times as much")
 
 # %% [markdown]
-# Little, because the training is what is long. And rollouts that are planned in one batch share its fixed costs.
+# The chain hardly changes, because most of it is the training. Separate jobs cost more in total, because each of them
+# pays the fixed costs of a batch.
 #
 # ````{solution-end}
 # ````
@@ -322,7 +377,7 @@ print(f"the chain gets {together - one:.2f} h shorter, of {floor['by arithmetic'
 # ```{exercise} Prices
 # :label: ex-price
 #
-# A cloud asks 3 dollars an hour for such a GPU and starts charging for all of them when the first job begins. What do 8,
+# A cloud asks 3 dollars per hour for such a GPU, and it charges for all GPUs from the start of the first job. What do 8,
 # 64 and 256 GPUs cost, by arithmetic?
 # ```
 #
@@ -332,10 +387,11 @@ print(f"the chain gets {together - one:.2f} h shorter, of {floor['by arithmetic'
 
 # %%
 for n in (8, 64, 256):
-    print(f"{n:3} GPUs: {takes.loc[n, 'by arithmetic']:5.0f} hours, {3 * n * takes.loc[n, 'by arithmetic']:7,.0f} dollars")
+    time = takes.loc[n, "by arithmetic"]
+    print(f"{n:3} GPUs: {time:5.0f} hours, {3 * n * time:7,.0f} dollars")
 
 # %% [markdown]
-# Time is bought with idle GPUs: a cluster that returns machines that have nothing to do pays for the work alone.
+# With many GPUs, you pay for idle ones. A cluster that returns idle machines pays for the work alone.
 #
 # ````{solution-end}
 # ````

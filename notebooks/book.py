@@ -1,7 +1,7 @@
 """Build the HTML book from the pages as they were last run: python notebooks/book.py --size SIZE
 
-The sources are gathered in notebooks/_build/<size>/source. The book is notebooks/_build/html/index.html: an
-old one stays until a new one was built without a warning.
+The sources are gathered in notebooks/_build/<size>/source. The book is notebooks/_build/html/index.html. An old
+book stays until a new one is built without a warning.
 """
 
 import argparse
@@ -11,15 +11,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ttlib.pipeline.places import SIZES
+
 NOTEBOOKS = Path(__file__).resolve().parent
 ROOT = NOTEBOOKS.parent
 BUILD = NOTEBOOKS / "_build"
-FIGURE = re.compile(r"\.\./figures/\w+/([\w.-]+)")  # as a page or index.md names one
+FIGURE = re.compile(r"\.\./figures/\w+/([\w.-]+)")  # a figure as a page or index.md names it
 PAGE = re.compile(r"\]\((\d\d_\w+)\.py\b")  # a link that works in JupyterLab
 
 
 def placeholder(path: Path) -> None:
-    """Stands where a figure will be once its page has been run."""
+    """Write an image in place of a figure whose page was not run."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 2), dpi=100, facecolor="white")
@@ -28,7 +30,10 @@ def placeholder(path: Path) -> None:
 
 
 def gather(size: str, source: Path) -> None:
-    """Copy settings, texts, executed pages and figures into one folder."""
+    """Copy settings, texts, executed pages and figures into one folder.
+
+    Ends the process with a message if a page was not run.
+    """
     pages = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.py"))
     executed = [BUILD / size / f"{page.stem}.ipynb" for page in pages]
     if missing := [path.stem for path in executed if not path.exists()]:
@@ -48,6 +53,7 @@ def gather(size: str, source: Path) -> None:
 
 
 def copy_figure(size: str, name: str, target: Path) -> None:
+    """Copy a figure, or write a placeholder where it is missing."""
     path = ROOT / "figures" / size / name
     if path.exists():
         shutil.copy(path, target)
@@ -56,8 +62,9 @@ def copy_figure(size: str, name: str, target: Path) -> None:
 
 
 def main() -> int:
+    """Build the book -> the exit status of Sphinx."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--size", choices=("smoke", "laptop", "paper"), default="laptop")
+    parser.add_argument("--size", choices=SIZES, default="laptop")
     size = parser.parse_args().size
     source, unfinished, html = BUILD / size / "source", BUILD / "html.tmp", BUILD / "html"
     gather(size, source)
@@ -66,7 +73,7 @@ def main() -> int:
     doctrees = BUILD / size / "doctrees"
     status = subprocess.run([*command, "-d", doctrees, source, unfinished]).returncode
     if status:
-        print(f"the book was not built; unfinished: {unfinished.relative_to(ROOT)}", file=sys.stderr)
+        print(f"the book was not built; the unfinished one is {unfinished.relative_to(ROOT)}", file=sys.stderr)
         return status
     shutil.rmtree(html, ignore_errors=True)
     unfinished.replace(html)

@@ -12,11 +12,11 @@ extensions = [
     "sphinx-mathjax-offline",
 ]
 
-# The pages were executed by run.py; here they are only shown, without their progress bars and warnings.
+# run.py executed the pages. The book shows them without their progress bars and warnings.
 nb_execution_mode = "off"
 nb_output_stderr = "remove"
 nb_merge_streams = True
-nb_render_markdown_format = "myst"  # Markdown that a cell shows may cite and refer
+nb_render_markdown_format = "myst"  # lets the Markdown that a cell shows cite and refer
 myst_enable_extensions = ["amsmath", "attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
@@ -28,12 +28,12 @@ bibtex_bibfiles = ["references.bib"]
 bibtex_default_style = "plain"
 bibtex_reference_style = "author_year"
 
-# Everything is served from the book's own folder: it opens from a disk without a network.
+# All files are in the book's folder, so it opens without a network.
 html_theme = "sphinx_book_theme"
 html_static_path = ["_static"]
 html_css_files = ["book.css"]
 html_theme_options = {
-    "navbar_persistent": [],  # a second search bar otherwise
+    "navbar_persistent": [],  # otherwise there are two search bars
     "navigation_with_keys": True,
     "pygments_light_style": "a11y-light",
     "pygments_dark_style": "a11y-dark",
@@ -41,6 +41,6 @@ html_theme_options = {
     "use_download_button": True,
     "use_fullscreen_button": False,
 }
-html_show_search_summary = False  # it fetches pages, which a browser refuses for files
+html_show_search_summary = False  # it fetches pages, which browsers refuse for local files
 html_use_index = False
 html_show_sphinx = False

@@ -1,7 +1,7 @@
 """Run one page: python notebooks/run.py PAGE.py --size SIZE [--mode MODE] [-p name=value ...]
 
-The executed page is notebooks/_build/<size>/<page>.ipynb, written only when the page ran to its end; one that
-failed is kept as <page>.failed.ipynb. Nothing is run when neither the page nor what it is made from changed.
+The executed page is notebooks/_build/<size>/<page>.ipynb, which is written only when the page ran to its end.
+A page that failed is <page>.failed.ipynb. A page is not run again if neither it nor its sources changed.
 """
 
 import argparse
@@ -15,24 +15,24 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+from ttlib.pipeline.places import MODES, SIZES
+
 NOTEBOOKS = Path(__file__).resolve().parent
 ROOT = NOTEBOOKS.parent
 BUILD = NOTEBOOKS / "_build"
-SIZES = ("smoke", "laptop", "paper")
-MODES = {
-    "all": "compute what is missing",
-    "scratch": "train anew",
-    "book": "only draw what is there",
-}
-NOT_SOURCES = ("d4rl", "regenerated")  # below data/: fetched or made, and known to ttlib by their recipe
+NOT_SOURCES = ("d4rl", "regenerated")  # folders of data/ whose files are downloaded or made by a recipe in ttlib
+RESULTS = '"reads-results"'  # the tag of a cell that reads the results of other pages
 
 
 class UsageError(ValueError):
-    """A wrong argument: found before any work, exit status 2."""
+    """A wrong argument, found before any work. The exit status is 2."""
 
 
 def page_path(name: str) -> Path:
-    """05_hopper, 05_hopper.py and notebooks/05_hopper.py all name the same page."""
+    """Return the file of a page, which 05_hopper, 05_hopper.py and notebooks/05_hopper.py name.
+
+    Raises UsageError for an unknown page.
+    """
     page = NOTEBOOKS / f"{Path(name).stem}.py"
     pages = sorted(path.name for path in NOTEBOOKS.glob("[0-9][0-9]_*.py"))
     if page.name not in pages:
@@ -41,7 +41,10 @@ def page_path(name: str) -> Path:
 
 
 def parse_parameters(assignments: list[str]) -> dict:
-    """["seeds=2", "task=hopper"] -> {"seeds": 2, "task": "hopper"}."""
+    """Return the parameters as a dictionary: ["seeds=2", "task=hopper"] -> {"seeds": 2, "task": "hopper"}.
+
+    Raises UsageError for a wrong form, and for the size.
+    """
     parameters = {}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
@@ -57,7 +60,7 @@ def parse_parameters(assignments: list[str]) -> dict:
 
 
 def check_parameters(notebook, page: Path, parameters: dict) -> None:
-    """papermill only warns about a parameter that the page does not have."""
+    """Raise UsageError for a parameter that the page does not have; papermill would only warn."""
     known = []
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", []):
@@ -73,21 +76,19 @@ def check_parameters(notebook, page: Path, parameters: dict) -> None:
 
 
 def sources(page: Path) -> list[Path]:
-    """The files that a page's result depends on."""
-    data = ROOT / "data"
-    kept = [
-        path
-        for ending in ("json", "csv", "safetensors")
-        for path in data.rglob(f"*.{ending}")
-        if path.relative_to(data).parts[0] not in NOT_SOURCES
-    ]
-    if '"reads-results"' in page.read_text():  # the tag of a cell that reads what other pages publish
-        kept += [*(ROOT / "figures").rglob("*.csv"), ROOT / "data" / "claims.toml", ROOT / "README.md"]
-    return [page, Path(__file__).resolve(), *sorted((ROOT / "ttlib").rglob("*.py")), *sorted(kept)]
+    """Return the files that decide the result of a page: ttlib, all that data/ ships, and what the page reads."""
+    data, ledger = ROOT / "data", ROOT / "data" / "claims.toml"
+    shipped = [path for path in data.rglob("*") if path.relative_to(data).parts[0] not in NOT_SOURCES]
+    paths = [path for path in shipped if path.is_file() and path != ledger]
+    paths += [path for ending in ("py", "html") for path in (ROOT / "ttlib").rglob(f"*.{ending}")]
+    if RESULTS in page.read_text():
+        paths += [path for ending in ("csv", "json") for path in (ROOT / "figures").rglob(f"*.{ending}")]
+        paths += [ledger, ROOT / "README.md"]
+    return [page, NOTEBOOKS / "run.py", *sorted(paths)]
 
 
 def content_key(page: Path, size: str, mode: str, parameters: dict) -> str:
-    """What is in the files decides, never their times."""
+    """Return a hash of the sources' content, and of the arguments. Times of files do not matter."""
     key = hashlib.sha256(json.dumps([size, mode, parameters], sort_keys=True).encode())
     for path in sources(page):
         with path.open("rb") as file:
@@ -96,13 +97,19 @@ def content_key(page: Path, size: str, mode: str, parameters: dict) -> str:
     return key.hexdigest()
 
 
+def listing_path(page: Path, size: str) -> Path:
+    """Return the file in which a page lists what it publishes, one path per line, relative to the root."""
+    return BUILD / size / f"{page.stem}.outputs"
+
+
 def declared_outputs(page: Path, size: str) -> list[str]:
-    """The files that the page said it wrote, one path per line relative to the repository's root."""
-    listing = BUILD / size / f"{page.stem}.outputs"
+    """Return the paths that the page listed in its last run."""
+    listing = listing_path(page, size)
     return listing.read_text().split("\n") if listing.exists() else []
 
 
 def up_to_date(executed: Path, key: str, page: Path, size: str) -> bool:
+    """Return whether a page was executed with this key and its outputs still exist."""
     if not executed.exists():
         return False
     try:
@@ -113,11 +120,11 @@ def up_to_date(executed: Path, key: str, page: Path, size: str) -> bool:
     return record["key"] == key and all((ROOT / path).exists() for path in outputs)
 
 
-def set_kernel_environment(page: Path, mode: str) -> None:
-    """What the kernel inherits: which page and mode, and no Jupyter or matplotlib settings of the user."""
+def set_kernel_environment(listing: Path, mode: str) -> None:
+    """Set what the kernel inherits: where it lists its outputs, the mode, and no Jupyter or matplotlib settings."""
     os.environ |= {
         "TTLIB_MODE": mode,
-        "TTLIB_PAGE": page.stem,
+        "TTLIB_OUTPUTS": str(listing),
         "JUPYTER_CONFIG_DIR": str(BUILD / "jupyter" / "config"),
         "JUPYTER_DATA_DIR": str(BUILD / "jupyter" / "data"),
         "JUPYTER_RUNTIME_DIR": str(BUILD / "jupyter" / "runtime"),
@@ -132,7 +139,7 @@ def set_kernel_environment(page: Path, mode: str) -> None:
 
 
 def clean(notebook) -> None:
-    """Take out of an executed notebook: injected values, rewritten progress lines, paths of this machine."""
+    """Remove injected values, overwritten progress lines and notes of papermill from an executed notebook."""
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
         if "injected-parameters" in cell.metadata.get("tags", []):
@@ -143,16 +150,37 @@ def clean(notebook) -> None:
     notebook.metadata.pop("papermill", None)
 
 
+RAW = re.compile(r"\b(nan|NaN|inf|None|NaT|<NA>)\b|\b\d{4,}\.0\b|\d\.\d{9,}")  # what no reader should meet
+MEANT = "shows-raw"  # the tag of a cell that shows such a thing on purpose
+
+
+def check_outputs(notebook) -> None:
+    """Raise ValueError for a visible output with nan, None or a raw float such as 1000.0, and name its cell."""
+    for cell in notebook.cells:
+        if {MEANT, "remove-cell", "remove-output"} & set(cell.metadata.get("tags", [])):
+            continue
+        for output in cell.get("outputs", []):
+            shown = [output.get("text", "")] if output.get("name") == "stdout" else []
+            shown += [output.get("data", {}).get(kind, "") for kind in ("text/html", "text/markdown")]
+            for text in map("".join, shown):
+                text = re.sub(r"<(style|script).*?</\1>|<[^>]*>|`[^`]*`", " ", text, flags=re.DOTALL)
+                if found := RAW.search(text):
+                    around = text[max(0, found.start() - 60) : found.end() + 20].strip()
+                    raise ValueError(
+                        f"a cell shows {found[0]!r} (...{around}...): format it, or give the cell the tag {MEANT}; "
+                        f"the cell begins with {cell.source.splitlines()[0]!r}"
+                    )
+
+
 def execute(notebook, page: Path, size: str, parameters: dict):
-    """Run the cells in a fresh kernel; what they print is shown as it comes. -> the executed notebook."""
+    """Run the cells in a new kernel, print what they print, and return the executed notebook."""
     import papermill
     from traitlets.config import Config
 
     running = BUILD / size / f"{page.stem}.running.ipynb"
     failed = running.with_name(f"{page.stem}.failed.ipynb")
-    listing = running.with_name(f"{page.stem}.outputs")
     running.parent.mkdir(parents=True, exist_ok=True)
-    for old in (failed, listing):
+    for old in (failed, listing_path(page, size)):
         old.unlink(missing_ok=True)
     try:
         return papermill.execute_notebook(
@@ -164,7 +192,7 @@ def execute(notebook, page: Path, size: str, parameters: dict):
             cwd=NOTEBOOKS,
             progress_bar=False,
             start_timeout=300,
-            config=Config(KernelManager={"transport_encryption": "auto"}),  # or the kernel warns
+            config=Config(KernelManager={"transport_encryption": "auto"}),  # otherwise the kernel warns
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
         )
@@ -177,22 +205,24 @@ def execute(notebook, page: Path, size: str, parameters: dict):
 
 
 def run(page: Path, size: str, mode: str, parameters: dict) -> None:
+    """Run a page unless it is up to date. Raises UsageError for an unknown parameter."""
     executed = BUILD / size / f"{page.stem}.ipynb"
     key = content_key(page, size, mode, parameters)
     if up_to_date(executed, key, page, size):
-        print(f"{page.stem}: up to date (`make clean` to run it all the same)")
+        print(f"{page.stem}: up to date (`make clean` makes it run again)")
         return
     import jupytext
     import nbformat
 
     notebook = jupytext.read(page, fmt="py:percent")
     check_parameters(notebook, page, parameters)
-    set_kernel_environment(page, mode)
+    set_kernel_environment(listing_path(page, size), mode)
     print(f"{page.stem}: running, size {size}, mode {mode}", flush=True)
     start = time.perf_counter()
     notebook = execute(notebook, page, size, parameters)
     seconds = time.perf_counter() - start
     clean(notebook)
+    check_outputs(notebook)
     outputs = [line for line in declared_outputs(page, size) if line]
     notebook.metadata["ttlib"] = {
         "key": key,
@@ -207,29 +237,41 @@ def run(page: Path, size: str, mode: str, parameters: dict) -> None:
     print(f"{page.stem}: {seconds:.1f} s -> {executed.relative_to(ROOT)}")
 
 
-def main() -> int:
+def parse() -> argparse.Namespace:
+    """Return the arguments, with `page` as a path and `parameters`. Wrong ones end the process with a message."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], epilog=__doc__.split("\n\n", 1)[1])
     parser.add_argument("page", help="a page of notebooks/, for example 05_hopper.py")
     parser.add_argument("--size", choices=SIZES, default="laptop", help="default: laptop")
-    modes = "; ".join(f"{mode}: {what}" for mode, what in MODES.items())
-    parser.add_argument("--mode", choices=MODES, default="all", help=f"{modes}; default: all")
+    modes = "all: compute what is missing; scratch: train anew; book: only draw published results; default: all"
+    parser.add_argument("--mode", choices=MODES, default="all", help=modes)
     parser.add_argument("-p", metavar="name=value", action="append", default=[], help="a page's parameter")
     arguments = parser.parse_args()
     try:
-        page = page_path(arguments.page)
-        parameters = {"size": arguments.size} | parse_parameters(arguments.p)
-        run(page, arguments.size, arguments.mode, parameters)
+        arguments.page = page_path(arguments.page)
+        arguments.parameters = {"size": arguments.size} | parse_parameters(arguments.p)
     except UsageError as error:
         parser.error(str(error))
+    return arguments
+
+
+def main() -> int:
+    """Run the page that the arguments name -> the exit status."""
+    arguments = parse()
+    page, size = arguments.page, arguments.size
+    try:
+        run(page, size, arguments.mode, arguments.parameters)
+    except UsageError as error:
+        print(f"run.py: error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"{page.stem}: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
         lines = getattr(error, "traceback", None) or [f"{type(error).__name__}: {error}"]
         print(re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(lines)), file=sys.stderr)
-        failed = BUILD / arguments.size / f"{page.stem}.failed.ipynb"
-        kept = f"; as far as it came: {failed.relative_to(ROOT)}" if failed.exists() else ""
-        print(f"{page.stem}: failed{kept}", file=sys.stderr)
+        failed = BUILD / size / f"{page.stem}.failed.ipynb"
+        where = f"; its cells up to the error are in {failed.relative_to(ROOT)}" if failed.exists() else ""
+        print(f"{page.stem}: failed{where}", file=sys.stderr)
         return 1
     return 0
 

@@ -1,4 +1,4 @@
-"""A real browser without a window, driven over its DevTools socket: keys, sizes, what a page then shows."""
+"""A browser without a window, for tests: open a page, press keys, set its size, and read what it shows."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ KEYS = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Home
 
 
 class Page:
-    """One page.  errors: what its scripts raised and what it asked for in vain."""
+    """A page of a browser; `errors` holds the exceptions of its scripts and the files that did not load."""
 
     def __init__(self, socket):
         self.socket, self.sent, self.errors = socket, 0, []
@@ -28,6 +28,7 @@ class Page:
         return message
 
     def call(self, method: str, **params) -> dict:
+        """Call a method of the DevTools protocol and return its result."""
         self.sent += 1
         self.socket.send(json.dumps({"id": self.sent, "method": method, "params": params}))
         while (message := self._receive()).get("id") != self.sent:
@@ -36,20 +37,21 @@ class Page:
         return message["result"]
 
     def open(self, path, width: int = 1000) -> None:
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500
-        )
+        """Open a file at a width in pixels, and wait until it is loaded."""
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
         self.call("Page.navigate", url=path.as_uri())
         while self._receive().get("method") != "Page.loadEventFired":
             pass
 
     def js(self, expression: str):
-        """The value of an expression, as JSON."""
-        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
-        assert "exceptionDetails" not in found, found
-        return found["result"].get("value")
+        """Return the value of a JavaScript expression."""
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
 
     def press(self, *keys: str) -> None:
+        """Press and release keys, one after the other."""
         for key in keys:
             for kind in ("rawKeyDown", "keyUp"):
                 self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=KEYS[key])
@@ -57,7 +59,7 @@ class Page:
 
 @contextmanager
 def browser(folder):
-    """A page of a browser that keeps its files in `folder`; skips the test where there is none."""
+    """Start a browser that keeps its files in `folder`, and give its page.  Skip the test if there is no browser."""
     websocket = pytest.importorskip("websocket", reason="websocket-client, which comes with jupyterlab, is missing")
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
@@ -66,12 +68,12 @@ def browser(folder):
     command = [program, *flags, f"--user-data-dir={folder}", "--remote-debugging-port=0", "about:blank"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        place, patience = folder / "DevToolsActivePort", time.monotonic() + 60
-        while not (place.exists() and place.read_text().count("\n")):
-            if process.poll() is not None or time.monotonic() > patience:
+        port, deadline = folder / "DevToolsActivePort", time.monotonic() + 60
+        while not (port.exists() and port.read_text().count("\n")):
+            if process.poll() is not None or time.monotonic() > deadline:
                 pytest.skip(f"{program} does not start here (exit status {process.poll()})")
             time.sleep(0.05)
-        with urllib.request.urlopen(f"http://127.0.0.1:{place.read_text().split()[0]}/json", timeout=30) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port.read_text().split()[0]}/json", timeout=30) as answer:
             target = next(t for t in json.load(answer) if t["type"] == "page")
         socket = websocket.create_connection(target["webSocketDebuggerUrl"], timeout=30, suppress_origin=True)
         yield Page(socket)

@@ -1,9 +1,10 @@
-"""A tiny world, two state dimensions, one action and five bins, and slow, obvious forms of what is tested."""
+"""A tiny world with two state dimensions, one action and five bins, and slow, obvious forms of what is tested."""
 
 import functools
 import os
 
-from ttlib import tokenizer
+from ttlib import data, tokenizer
+from ttlib.datasets import arrays
 from ttlib.model import GPT, ModelConfig
 from ttlib.tokenizer import Transition
 
@@ -23,10 +24,21 @@ WORLD = Transition(2, 1)
 NO_REWARDS = Transition(2, 1, rewards=False)
 
 
+@pytest.fixture
+def without_gradients():
+    torch.manual_seed(0)
+    with torch.no_grad():
+        yield
+
+
+def refuses_to_work(*_):
+    raise AssertionError("this was called")
+
+
 @pytest.fixture(autouse=True)
 def as_if_run_by_hand(monkeypatch):
-    """What `make` and the pages set does not decide what is tested."""
-    for name in ("TTLIB_MODE", "TTLIB_PAGE"):
+    """Remove what `make` and the pages set, so that it does not decide what is tested."""
+    for name in ("TTLIB_MODE", "TTLIB_OUTPUTS"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -35,11 +47,11 @@ def random_steps(n=60, transition=WORLD, seed=0):
 
 
 def tiny_tokenizer(transition=WORLD, bins=V, kind="uniform"):
-    return tokenizer.fit(random_steps(transition=transition), transition, bins, kind)
+    return tokenizer.fit(random_steps(transition=transition).T, transition, bins, kind)
 
 
 def tiny_model(transition=WORLD, T=4, bins=V, dtype=torch.float32, **options):
-    """Weights large enough for every token, position and head to matter: at first, logits hardly differ."""
+    """Return a model whose weights are large enough for every token, position and head to matter."""
     options = {"n_layer": 2, "n_head": 2, "d_model": 16, "dropout": 0.0} | options
     model = GPT(ModelConfig(transition, T, V=bins, **options)).to(dtype)
     rng = torch.Generator().manual_seed(0)
@@ -50,7 +62,7 @@ def tiny_model(transition=WORLD, T=4, bins=V, dtype=torch.float32, **options):
 
 
 def dims_of(length, transition=WORLD, prefix=0):
-    """Dimension of the token at each position of a window."""
+    """Return the dimension of the token at each position of a window."""
     return torch.tensor([i if i < prefix else (i - prefix) % transition.D for i in range(length)])
 
 
@@ -60,8 +72,7 @@ def random_ids(rows, length, transition=WORLD, prefix=0, bins=V, seed=0):
 
 
 class Table:
-    """`advance` and `keep` on histories written out as tuples of bins.  row: history -> (V,) log-probability
-    of each next token; starts: the history each of E problems begins with."""
+    """The verbs `advance` and `select_plans` on tuples of bins; row: such a history -> (V,) log-probabilities."""
 
     def __init__(self, row, starts):
         self.row, self.E = row, len(starts)
@@ -78,14 +89,36 @@ class Table:
         self.groups = [[group[p] + (b,) for b, p in zip(bs, ps, strict=True)] for group, bs, ps in triples]
         return self.log_p
 
-    def keep(self, rows):
-        share = len(self.groups) // self.E
-        whole = [sum(self.groups[e * share : (e + 1) * share], []) for e in range(self.E)]
+    def select_plans(self, rows):
+        each = len(self.groups) // self.E
+        whole = [sum(self.groups[e * each : (e + 1) * each], []) for e in range(self.E)]
         self.groups = [[whole[e][row]] for e, chosen in enumerate(rows.tolist()) for row in chosen]
 
 
+def flat(lengths, terminal=None, seed=0):
+    """Return D4RL's arrays of episodes of these lengths; terminal[i]: the environment ended episode i."""
+    rng, n = np.random.default_rng(seed), sum(lengths)
+    last, ended = np.cumsum(lengths) - 1, np.zeros((2, n), bool)
+    for i, row in enumerate(last):
+        ended[0 if terminal is None or terminal[i] else 1, row] = True
+    return {"observations": rng.normal(size=(n, 2)), "actions": rng.normal(size=(n, 1)),
+            "rewards": rng.normal(size=n), "terminals": ended[0], "timeouts": ended[1]}  # fmt: skip
+
+
+def tiny_windows(lengths=(3, 7, 5), T=4, transition=WORLD, masked=0.0, **options):
+    """Return the windows of all steps of episodes of these lengths."""
+    episodes = arrays.episodes(flat(lengths))
+    episodes = arrays.mask_states(episodes, masked, 3) if masked else episodes
+    steps = data.steps(episodes, transition, 0.9)[:]
+    return data.windows(episodes, steps, tokenizer.fit(steps.T, transition, V), T, **options)[0]
+
+
+def parameters(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
 def random_row(seed, bins):
-    """Log-probabilities that depend on every token of the history."""
+    """Return a `row` whose log-probabilities depend on every token of the history."""
 
     @functools.cache
     def row(history):
@@ -96,14 +129,13 @@ def random_row(seed, bins):
 
 
 def algorithm_1(row, start, length, width, bins, skip=()):
-    """The paper's listing, line by line -> [(tokens, log-probability)], best first.  A skipped step has one
-    token, 0, that counts nothing."""
-    kept = [(tuple(start), 0.0)]  # line 4
+    """Run the paper's listing -> [(tokens, log-probability)], best first; a skipped step has one token, 0, for free."""
+    beams = [(tuple(start), 0.0)]  # line 4
     for step in range(length):  # 5
         longer = []
-        for sequence, q in kept:  # 6
+        for sequence, q in beams:  # 6
             for v in (0,) if step in skip else range(bins):
                 gain = 0.0 if step in skip else row(sequence)[v].item()
                 longer.append((sequence + (v,), q + gain))  # 7-9
-        kept = sorted(longer, key=lambda pair: -pair[1])[:width]  # 11
-    return [(sequence[len(start) :], q) for sequence, q in kept]
+        beams = sorted(longer, key=lambda pair: -pair[1])[:width]  # 11
+    return [(sequence[len(start) :], q) for sequence, q in beams]

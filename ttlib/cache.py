@@ -1,4 +1,8 @@
-"""A key-value cache for sequences that fork: a shared context and trees of tokens that grow on it."""
+"""A key-value cache for sequences that fork: a shared context and trees of tokens.
+
+As in SpecInfer (Miao et al. 2024) and Hydragen (Juravsky et al. 2024), a context is
+stored once, and its many continuations, which share their first tokens, as a tree.
+"""
 
 import functools
 
@@ -6,105 +10,134 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ttlib import model
-from ttlib.model import heads
-
-
-def longer(dtype: torch.dtype) -> torch.dtype:
-    """float32 at least: of the scores of attention."""
-    return torch.promote_types(dtype, torch.float32)
+from ttlib.model import GPT, causal_mask, heads
 
 
 class Cache:
-    """Keys and values of tokens already read.
+    """Keys and values of the tokens that were read.
 
-    What is read first is a context for each of E sequences.  What follows grows on it as trees, one for each of G
-    groups of K sequences.  G = E at first, and always G / E successive groups share a context.  A tree has S slots
-    for tokens, and `path` (1 or G, K, n) names the slots of each sequence's own n, with 1 where all groups are
-    alike.  So sequences fork and change places without a key being moved: they attend to all slots of their tree,
-    and a mask hides those off their path and those still free.
+    The first tokens read are the contexts of E sequences.  Later tokens grow as
+    trees, one for each of G groups of K sequences; G / E groups share a context.
+    A tree has S slots, and `ancestors` (1 or G, K, n) names those of each
+    sequence's n tokens (1: groups are alike).  So sequences fork without moving a
+    key: they attend to all slots of their tree, and a mask hides those of others.
     """
 
-    def __init__(self):
-        self.context: list[tuple[Tensor, Tensor]] = []  # per layer keys and values (H * E, L, d_head)
-        self.trees: list[list[Tensor]] = []  # per layer keys and values (H, G, S, d_head)
-        self.path = torch.empty(0)
-        self.first = self.groups = self.rows = self.used = 0  # tokens of context, G, G * K, slots that are not free
-        self.room = 16  # slots that a tree has free when it is made, and again after it was full
+    def __init__(self, spare_slots: int = 16):
+        # Keys and values by layer: (H * E, L, d_head), and (H, G, S, d_head)
+        self.context: list[tuple[Tensor, Tensor]] = []
+        self.trees: list[list[Tensor]] = []
+        self.ancestors = torch.empty(0)
+        self.context_length = self.groups = self.sequences = self.used = 0
+        self.spare_slots = spare_slots
+        self.new = slice(0, 0)  # the slots of the tokens that are being read
+        self.mask = torch.empty(0)  # what these may see, (1 or H * G, K * t, S)
 
     @property
     def length(self) -> int:
-        """Tokens read: the position of the next one."""
-        return self.first + self.path.shape[-1]
+        """The number of tokens read, which is the position of the next one."""
+        return self.context_length + self.ancestors.shape[-1]
 
-    def select(self, rows: Tensor) -> None:
-        """rows: (B',) which of the B sequences each new one continues, within its own group."""
-        K = self.rows // self.groups
+    def reserve(self, slots: int) -> None:
+        """Make room for this many tokens whenever a tree is made or is full."""
+        self.spare_slots = slots
+
+    def reorder(self, rows: Tensor) -> None:
+        """Let new sequences continue old ones of their own group.  rows: (B',)"""
+        K = self.sequences // self.groups
         parents = rows.view(self.groups, -1) % K
         if K == 1:
-            self.path = self.path.expand(-1, parents.shape[1], -1)
+            self.ancestors = self.ancestors.expand(-1, parents.shape[1], -1)
         else:
-            self.path = self.path.expand(self.groups, -1, -1).take_along_dim(parents[..., None], 1)
-        self.rows = len(rows)
+            every = self.ancestors.expand(self.groups, -1, -1)
+            self.ancestors = every.take_along_dim(parents[..., None], 1)
+        self.sequences = len(rows)
 
-    def keep(self, rows: Tensor) -> None:
-        """Make sequences rows, (B',) of the B, groups of their own; equally many of each context, in its order."""
-        (_, K, n), S = self.path.shape, self.trees[0][0].shape[2]
-        slots = self.path.expand(self.groups, -1, -1).flatten(0, 1)[rows] + (rows // K * S)[:, None]
-        slots = F.pad(slots, (0, self.room))  # free slots hold copies of the first, which the mask hides
-        self.trees = [
-            [x.flatten(1, 2).index_select(1, slots.flatten()).unflatten(1, slots.shape) for x in tree]
-            for tree in self.trees
-        ]
-        self.path = torch.arange(n, device=rows.device).view(1, 1, n)
-        self.groups = self.rows = len(rows)
+    def regroup(self, rows: Tensor) -> None:
+        """Make the sequences `rows` (B',) groups of one, without the others'
+        tokens.
+
+        They are equally many of each context, in the order of contexts.
+        """
+        (_, K, n), S = self.ancestors.shape, self.trees[0][0].shape[2]
+        slots = self.ancestors.expand(self.groups, -1, -1).flatten(0, 1)[rows]
+        slots = slots + (rows // K * S)[:, None]
+        # Spare slots hold copies of the first slot, which the mask hides.
+        slots = F.pad(slots, (0, self.spare_slots))
+
+        def gather(x):
+            x = x.flatten(1, 2).index_select(1, slots.flatten())
+            return x.unflatten(1, slots.shape)
+
+        self.trees = [[gather(x) for x in tree] for tree in self.trees]
+        self.ancestors = torch.arange(n, device=rows.device).view(1, 1, n)
+        self.groups = self.sequences = len(rows)
         self.used = n
 
     def _extend(self, H: int, t: int, like: Tensor) -> None:
-        """Slots for t more tokens of every sequence, and what they may see.  like: of the same type and device."""
-        (P, K, n), start = self.path.shape, self.used
+        """Take slots for t more tokens of each sequence; mask what they may see, as
+        a tensor of the type and device of `like`."""
+        (P, K, n), start = self.ancestors.shape, self.used
         self.used += K * t
         if not self.trees:
-            size = (H, self.groups, self.used + self.room, self.context[0][0].shape[2])
-            self.trees = [[x.new_zeros(size) for x in context] for context in self.context]
-        elif (missing := self.used - self.trees[0][0].shape[2]) > 0:
-            self.trees = [[F.pad(x, (0, 0, 0, missing + self.room)) for x in tree] for tree in self.trees]
+            d = self.context[0][0].shape[2]
+            size = (H, self.groups, self.used + self.spare_slots, d)
+            new = [[x.new_zeros(size) for x in pair] for pair in self.context]
+            self.trees = new
+        elif (lacking := self.used - self.trees[0][0].shape[2]) > 0:
+            pad = (0, 0, 0, lacking + self.spare_slots)
+            self.trees = [[F.pad(x, pad) for x in tree] for tree in self.trees]
         self.new, S = slice(start, self.used), self.trees[0][0].shape[2]
-        new = torch.arange(start, self.used, device=like.device).view(K, t).expand(P, K, t)
-        self.path = torch.cat([self.path, new], 2)
-        visible = F.pad(model.causal_mask(t, like), (n, 0))
+        new = torch.arange(start, self.used, device=like.device).view(K, t)
+        self.ancestors = torch.cat([self.ancestors, new.expand(P, K, t)], 2)
+        visible = F.pad(causal_mask(t, like), (n, 0)).expand(P, K, t, n + t)
         mask = like.new_full((P, K, t, S), -torch.inf)
-        mask.scatter_(3, self.path[:, :, None].expand(P, K, t, n + t), visible.expand(P, K, t, n + t))
-        self.mask = mask.flatten(1, 2).repeat(1 if P == 1 else H, 1, 1)  # (1 or H * G, K * t, S)
+        mask.scatter_(3, self.ancestors[:, :, None].expand(P, K, t, n + t), visible)
+        self.mask = mask.flatten(1, 2).repeat(1 if P == 1 else H, 1, 1)
 
-    def attend(self, model: model.GPT, layer: int, qkv: Tensor) -> Tensor:
-        """Attention of new tokens to their context, their path and, causally, each other; they are appended."""
+    def attend(self, model: GPT, layer: int, qkv: Tensor) -> Tensor:
+        """Let new tokens attend to their context, their ancestors and each other.
+
+        (B, t, 3 * d_model) -> (B, t, d_model).  The new tokens are stored.
+        """
         H, (B, t, _) = model.config.n_head, qkv.shape
         if not self.trees and len(self.context) == layer:
-            keys, values = (x.transpose(0, 1).flatten(0, 1) for x in heads(qkv, H)[1:])
-            self.context.append((keys.to(longer(qkv.dtype)), values))
-            self.first, self.groups, self.rows = t, B, B
-            self.path = torch.empty(1, 1, 0, dtype=torch.long, device=qkv.device)
+            _, *new = heads(qkv, H)
+            keys, values = (x.transpose(0, 1).flatten(0, 1) for x in new)
+            self.context.append((keys.contiguous(), values))
+            self.context_length, self.groups, self.sequences = t, B, B
+            self.ancestors = torch.empty(1, 1, 0, device=qkv.device).long()
             return model.causal(layer, qkv)
-        q, *new = qkv.view(B * t, 3, H, -1).permute(1, 2, 0, 3)  # (H, B * t, d_head) each
-        q = q.to(longer(qkv.dtype)).contiguous()
+        # (H, B * t, d_head) each
+        q, *new = qkv.reshape(B * t, 3, H, -1).permute(1, 2, 0, 3)
+        q = q.contiguous()
         if layer == 0:
             self._extend(H, t, q)
-        for whole, x in zip(self.trees[layer], new, strict=True):
-            whole[:, :, self.new] = x.unflatten(1, (self.groups, -1))
+        for stored, x in zip(self.trees[layer], new, strict=True):
+            stored[:, :, self.new] = x.unflatten(1, (self.groups, -1))
+        y = self._weighted_values(q, layer)
+        return y.view(H, B * t, -1).transpose(0, 1).reshape(B, t, -1)
+
+    def _weighted_values(self, q: Tensor, layer: int) -> Tensor:
+        """Return the attention output for queries q (H, B * t, d_head)."""
         keys, values = (x.flatten(0, 1) for x in self.trees[layer])
         context_keys, context_values = self.context[layer]
-        HE, L, d = context_keys.shape
-        HG, S, _ = keys.shape
-        scale = d**-0.5
-        context = torch.baddbmm(self.mask[:1, :1, :1], q.view(HE, -1, d), context_keys.mT, beta=0, alpha=scale)
+        (HE, L, d), (HG, S, _), H = context_keys.shape, keys.shape, len(q)
+        scale, rows = d**-0.5, q.shape[1]
+        zero = self.mask[:1, :1, :1]  # multiplied by beta=0
+        context = torch.baddbmm(
+            zero, q.view(HE, -1, d), context_keys.mT, beta=0, alpha=scale
+        )
         own = torch.baddbmm(self.mask, q.view(HG, -1, d), keys.mT, alpha=scale)
-        weights = torch.cat([context.view(H, B * t, L), own.view(H, B * t, S)], 2).softmax(2).to(qkv.dtype)
-        y = torch.bmm(weights[..., :L].view(HE, -1, L), context_values).view(HG, -1, d)
-        y.baddbmm_(weights[..., L:].view(HG, -1, S), values)
-        return y.view(H, B * t, d).transpose(0, 1).reshape(B, t, H * d)
+        scores = torch.cat([context.view(H, rows, L), own.view(H, rows, S)], 2)
+        weights = scores.softmax(2)
+        y = torch.bmm(weights[..., :L].view(HE, -1, L), context_values)
+        return y.view(HG, -1, d).baddbmm_(weights[..., L:].view(HG, -1, S), values)
 
 
-def read(model: model.GPT, ids: Tensor, cache: Cache) -> Tensor:
-    """Feed ids (B, t) after what the cache holds -> logits (B, t, V); the cache then holds them too."""
+def decode(model: GPT, ids: Tensor, cache: Cache) -> Tensor:
+    """Read ids (B, t) after the tokens in the cache -> logits (B, t, V).
+
+    The cache then holds the new tokens too.  The first call is the prefill.
+    """
     return model(ids, functools.partial(cache.attend, model), cache.length)

@@ -1,4 +1,4 @@
-"""Checkpoints: config, weights and bin edges, sufficient to act with."""
+"""Checkpoints: config.json and model.safetensors, which are enough to act."""
 
 import dataclasses
 import json
@@ -10,85 +10,96 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ttlib import data, files, train
+from ttlib import files
 from ttlib.model import GPT, ModelConfig
 from ttlib.tokenizer import Tokenizer, Transition
 
-
-def round_weights(model: torch.nn.Module, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Round to `dtype` in place, before any evaluation, so that shipped and retrained models are treated alike."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.to(dtype))
-
-
-def save(folder: Path, model: GPT, tokenizer: Tokenizer, about: dict, held_out: Tensor, weight: Tensor) -> None:
-    """Write a checkpoint: sufficient to act with.  held_out, weight: (B, L) ids and loss weights kept beside it.
-
-    `about` is what the reader of the file should know; the loss on the held-out windows is added to it.
-    """
-    with torch.inference_mode():
-        about = {**about, "held_out_nats": train.loss(model.eval(), held_out, weight).item()}
-    tensors = {name: p.detach().bfloat16().cpu() for name, p in model.named_parameters()}
-    tensors |= {"tokenizer.edges": tokenizer.edges, "tokenizer.centres": tokenizer.centres}
-    bins = (held_out % tokenizer.V).masked_fill(held_out >= tokenizer.V * tokenizer.transition.D, data.MISSING)
-    tensors |= {"held_out.bins": bins.to(torch.uint8), "held_out.weight": weight.bfloat16()}
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    config = {"model": dataclasses.asdict(model.config), "tokenizer": {"V": tokenizer.V, "kind": tokenizer.kind}}
-    files.write_aside(folder / "model.safetensors", lambda path: safetensors.torch.save_file(tensors, path))
-    text = json.dumps({**config, "about": about}, indent=1)
-    files.write_aside(folder / "config.json", lambda path: path.write_text(text + "\n"))
+BINS = ("tokenizer.edges", "tokenizer.centres")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `save` wrote, read back."""
+    """A model, its tokenizer, notes about them, and tensors saved beside them."""
 
     model: GPT
     tokenizer: Tokenizer
     about: dict
-    held_out: Tensor
-    weight: Tensor
+    extras: dict[str, Tensor]
 
 
-def about(folder: Path) -> dict:
-    """What a checkpoint says of itself, without its weights; ValueError if that cannot be read."""
-    try:
-        return json.loads((folder / "config.json").read_text())["about"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder} is not a readable checkpoint ({error!r}); delete it and run `make all`") from error
+@torch.no_grad()
+def round_weights(model: torch.nn.Module, dtype=torch.bfloat16) -> None:
+    """Round weights to `dtype` in place: a saved model is the one evaluated."""
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(dtype))
 
 
-def load(folder: Path, device: str | torch.device = "cpu") -> Checkpoint:
-    """Read a checkpoint; FileNotFoundError if there is none, ValueError if it is damaged or of another shape, or if
-    the device is not there."""
+def save(
+    folder: Path, model: GPT, tokenizer: Tokenizer, about: dict | None = None,
+    extras: dict[str, Tensor] | None = None,
+) -> None:  # fmt: skip
+    """Write a checkpoint, weights in bf16; extras: any shape; about: notes."""
+    tensors = {name: p.detach().bfloat16() for name, p in model.named_parameters()}
+    bins = dict(zip(BINS, (tokenizer.edges, tokenizer.centres)))
+    tensors |= bins | (extras or {})
+    tensors = {name: x.cpu().contiguous() for name, x in tensors.items()}
+    config = {"model": dataclasses.asdict(model.config), "about": about or {}}
+    config["tokenizer"] = {"V": tokenizer.V, "kind": tokenizer.kind}
+    text = json.dumps(config, indent=1) + "\n"
+    path = Path(folder) / "model.safetensors"
+    save_file = safetensors.torch.save_file
+    files.write_aside(path, lambda aside: save_file(tensors, aside))
+    path = path.with_name("config.json")
+    files.write_aside(path, lambda aside: aside.write_text(text))
+
+
+def load(
+    folder: Path, device: str | torch.device = "cpu", weights: bytes | None = None
+) -> Checkpoint:
+    """Read a checkpoint; `weights` are the content of model.safetensors, if given.
+
+    Raises FileNotFoundError if a file is missing; ValueError if one is damaged, if
+    the weights do not fit the config, or if the device is missing.
+    """
     folder, device = Path(folder), torch.device(device)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {device} is not there, {torch.cuda.device_count()} GPUs are; 'cpu' always is")
-    if not (folder / "config.json").exists():
-        raise FileNotFoundError(f"{folder / 'config.json'} is missing; expected a checkpoint, made by `make scratch`")
+    gpus = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise ValueError(f"{device} is missing; expected cpu or one of {gpus} GPUs")
+    for name in ("config.json", "model.safetensors")[: 2 if weights is None else 1]:
+        if not (folder / name).exists():
+            path = folder / name
+            raise FileNotFoundError(f"{path} is missing; expected a checkpoint")
     try:
         config = json.loads((folder / "config.json").read_text())
-        tensors = safetensors.torch.load(files.weights(folder))
+        weights = weights or (folder / "model.safetensors").read_bytes()
+        tensors = safetensors.torch.load(weights)
         transition = Transition(**config["model"].pop("transition"))
         model = GPT(ModelConfig(transition, **config["model"]))
-        settings, about = (config["tokenizer"]["V"], config["tokenizer"]["kind"]), config["about"]
-    except (SafetensorError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder} is not a readable checkpoint ({error!r}); delete it and run `make all`") from error
-    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    others = ("tokenizer.edges", "tokenizer.centres", "held_out.bins", "held_out.weight")
-    found = {name: tuple(t.shape) for name, t in tensors.items() if name not in others}
-    if found != expected or any(name not in tensors for name in others):
-        wrong = sorted(n for n in expected | found if found.get(n) != expected.get(n)) or others
+        V, kind = config["tokenizer"]["V"], config["tokenizer"]["kind"]
+        about = config["about"]
+    except (SafetensorError, ValueError, LookupError, TypeError) as error:
         raise ValueError(
-            f"{folder}: the weights do not fit config.json in {wrong[:3]}: found {found.get(wrong[0])}, "
-            f"expected {expected.get(wrong[0])}; delete the folder and run `make all`"
+            f"{folder} is not a readable checkpoint ({error!r}): delete it, and "
+            "train or fetch it again"
+        ) from error
+    _check_shapes(folder, model, tensors)
+    edges, centres = (tensors.pop(name) for name in BINS)
+    names = [name for name, _ in model.named_parameters()]
+    model.load_state_dict({name: tensors.pop(name).float() for name in names})
+    tokenizer = Tokenizer(transition, V, kind, edges, centres).to(device)
+    return Checkpoint(model.eval().to(device), tokenizer, about, tensors)
+
+
+def _check_shapes(folder: Path, model: GPT, tensors: dict[str, Tensor]) -> None:
+    """Raise ValueError unless the tensors hold the model's weights, and bins."""
+    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    found = {name: tuple(x.shape) for name, x in tensors.items()}
+    wrong = [name for name in expected if found.get(name) != expected[name]]
+    roots = {name.split(".")[0] for name in expected}
+    more = [name for name in found.keys() - expected if name.split(".")[0] in roots]
+    if wrong := wrong + more + [name for name in BINS if name not in found]:
+        raise ValueError(
+            f"{folder}: the weights do not fit config.json in {wrong[:3]}: found "
+            f"{found.get(wrong[0])}, expected {expected.get(wrong[0])}; delete the "
+            "folder, and train or fetch it again"
         )
-    model.load_state_dict({name: tensors[name].float() for name in expected})
-    tokenizer = Tokenizer(transition, *settings, *(tensors[name] for name in others[:2]))
-    bins, offset = tensors["held_out.bins"].long(), train.offsets(model.config, tensors["held_out.bins"].shape[1])
-    unknown = (bins == data.MISSING) & model.config.missing
-    held_out = torch.where(unknown, transition.D * tokenizer.V + offset // tokenizer.V, bins + offset)
-    return Checkpoint(
-        model.eval().to(device), tokenizer.to(device), about, held_out, tensors["held_out.weight"].float()
-    )

@@ -1,252 +1,201 @@
-"""Acting: the cached model as `advance`, contexts of past tokens, batched rollouts: the only code that steps
-an environment."""
+"""Act: the cached model as `advance`, ways to choose, receding-horizon control."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ttlib import cache, search
-from ttlib.cache import Cache
+from ttlib import search
+from ttlib.cache import Cache, decode
 from ttlib.model import GPT
+from ttlib.search import Plan
 from ttlib.tokenizer import Tokenizer
 
 
-class Decoder:
-    """The model reading on from E contexts: `advance` and `keep` of `search`, `log_p` (E, 1, V) to begin with.
+class Streams:
+    """Random numbers for E environments, each from a generator with a seed.
 
-    ids (E, L) end inside a step.  The context is encoded once and shared by all sequences of its environment.
+    So a rollout with a seed is the same whatever runs beside it.
+    """
+
+    def __init__(self, seeds: Collection[int], device="cpu"):
+        self.generators = [torch.Generator(device).manual_seed(s) for s in seeds]
+
+    def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return uniform numbers (E * n, ...), in the order of environments."""
+        each, how = (shape[0] // len(self.generators), *shape[1:]), {"dtype": dtype}
+        draw = lambda g: torch.rand(each, generator=g, device=g.device, **how)  # noqa: E731
+        return torch.cat([draw(generator) for generator in self.generators])
+
+    def select(self, going_on: Collection[bool]) -> None:
+        """Keep the environments that go on.  (E,) bool"""
+        pairs = zip(self.generators, going_on, strict=True)
+        self.generators = [generator for generator, stays in pairs if stays]
+
+
+class Decoder:
+    """The model as the verbs of `search`, reading on from E contexts.
+
+    ids (E, L) end inside a step and are read once for all sequences.
+    log_p (E, 1, V) are log-probabilities of the first new token.
     """
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, ids: Tensor):
         self.model, self.tokenizer = model, tokenizer
-        self.dim = (ids.shape[1] - model.config.prefix) % tokenizer.transition.D
+        transition, prefix = tokenizer.transition, model.config.prefix
+        self.dim = transition.dimension(ids.shape[1], prefix)
         self.cache, self.rows = Cache(), len(ids)
-        self.log_p = _log_p(cache.read(model, ids, self.cache)[:, -1:])
+        self.empty = tokenizer.empty if tokenizer.kind == "quantile" else None
+        self.log_p = self._log_p(decode(model, ids, self.cache)[:, -1:])
+
+    def _log_p(self, logits: Tensor) -> Tensor:
+        """Return log-probabilities (..., V); empty bins have no mass."""
+        if self.empty is not None:
+            logits = logits.masked_fill(self.empty[self.dim], -torch.inf)
+        return logits.float().log_softmax(-1)
 
     def advance(self, bins: Tensor, parents: Tensor | None) -> Tensor:
-        """(G, K) bins appended to sequences `parents` (G, K) of each group -> (G, K, V) log-probabilities."""
+        """Append bins (G, K) to sequences `parents` (G, K) -> log_p (G, K, V)."""
         (G, K), transition = bins.shape, self.tokenizer.transition
         if parents is not None:
-            self.cache.select(self._flat(parents))
+            self.cache.reorder(self._flat(parents))
         self.rows = G * K
-        self.cache.room = K * max(0, transition.reward - self.dim)  # for these sequences' tokens up to r
-        ids = bins.flatten()[:, None] + self.tokenizer.V * self.dim
-        self.dim = (self.dim + 1) % transition.D
-        return _log_p(cache.read(self.model, ids, self.cache).view(G, K, -1))
+        # Make room for the tokens of these sequences up to r.
+        self.cache.reserve(K * max(0, transition.reward - self.dim))
+        first = transition.first_id(self.tokenizer.V, self.dim)
+        ids = bins.flatten()[:, None] + first
+        self.dim = transition.dimension(self.dim + 1)
+        return self._log_p(decode(self.model, ids, self.cache).view(G, K, -1))
 
     def _flat(self, within: Tensor) -> Tensor:
-        """(G, K) rows counted within each of G groups -> (G * K,) rows counted through."""
-        G = len(within)
-        return (within + torch.arange(G, device=within.device)[:, None] * (self.rows // G)).flatten()
+        """Count rows (G, K) of groups through all groups -> (G * K,)."""
+        groups = torch.arange(len(within), device=within.device)
+        return (within + groups[:, None] * (self.rows // len(within))).flatten()
 
-    def keep(self, rows: Tensor) -> None:
-        """rows: (E, B) of each environment's sequences; each becomes a group of its own."""
+    def select_plans(self, rows: Tensor) -> None:
+        """Make each of the sequences `rows` (E, B) a group of its own."""
         flat, transition = self._flat(rows), self.tokenizer.transition
-        # For R, the next state and, up to r, as many candidates of each as there were.
-        self.cache.room = 1 + transition.N + self.rows // len(flat) * (transition.M + 1)
-        self.cache.keep(flat)
+        # Make room for R, the next state and as many candidates as there were.
+        candidates = self.rows // len(flat) * (transition.M + 1)
+        self.cache.reserve(1 + transition.N + candidates)
+        self.cache.regroup(flat)
         self.rows = len(flat)
 
 
-def _log_p(logits: Tensor) -> Tensor:
-    """Log-probabilities, (..., V), in float32 at least: of bf16 no mean or cumulative sum can be taken."""
-    return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+@dataclass(frozen=True)
+class ByReward:
+    """Take the first action of the plan of greatest value; record the value."""
+
+    plan: Plan
+    propose: Callable = search.propose  # hooks of `search.maximise`
+    read: Callable = search.read_rewards
+
+    @property
+    def horizon(self) -> int:
+        return self.plan.horizon
+
+    def __call__(self, decoder: Decoder, streams: Streams) -> tuple[Tensor, dict]:
+        """Return action bins (E, M) and what to record, (E,) each."""
+        tokenizer = decoder.tokenizer
+        verbs = (decoder.advance, decoder.select_plans, decoder.log_p)
+        hooks = (self.propose, self.read)
+        plans = search.maximise(*verbs, tokenizer, self.plan, streams, *hooks)
+        actions = plans.bins[:, 0, : tokenizer.transition.M]
+        return actions, {"value": plans.value[:, 0]}
 
 
-Choose = Callable[[Decoder], tuple[Tensor, dict[str, Tensor]]]  # -> action bins (E, M), what to record, (E,) each
+@dataclass(frozen=True)
+class ByLikelihood:
+    """Run Algorithm 1 over the tokens of `horizon` transitions from the action on.
 
-
-def by_reward(plan: search.Plan, rng: torch.Generator) -> Choose:
-    """The first action of the plan of highest value; records the value predicted."""
-
-    def choose(decoder):
-        found = search.maximise(decoder.advance, decoder.keep, decoder.log_p, decoder.tokenizer, plan, rng)
-        return found.bins[:, 0, : decoder.tokenizer.transition.M], {"value": found.value[:, 0]}
-
-    return choose
-
-
-def by_likelihood(horizon: int, width: int) -> Choose:
-    """Imitation and goal reaching: Algorithm 1 over all tokens of `horizon` transitions from the action on.
-
-    horizon 0: over the M action tokens alone, which is behaviour cloning (Section 3.2).
+    It imitates, and reaches goals.  Horizon 0 means the M action tokens alone: with
+    width 1 that is behaviour cloning (Section 3.2).
     """
 
-    def choose(decoder):
-        transition = decoder.tokenizer.transition
-        # A last R would count nothing.
-        length = horizon * transition.D - transition.N - transition.rewards if horizon else transition.M
-        dims = (torch.arange(length) + transition.N) % transition.D
-        skip = (dims == transition.reward_to_go).nonzero().flatten().tolist()
-        found = search.beam_search(decoder.advance, decoder.log_p, length, width, skip)
-        return found.bins[:, 0, : transition.M], {"log_p": found.log_p[:, 0]}
+    horizon: int
+    width: int
 
-    return choose
-
-
-def by_sampling(rng: torch.Generator, **options) -> Choose:
-    """An action drawn from the model: imitation without search.  Options as in `search.filtered`."""
-
-    def choose(decoder):
-        start = torch.zeros(decoder.log_p.shape[:2], dtype=torch.long, device=decoder.log_p.device)
-        pick = lambda log_p: search.sample(log_p, rng, **options)  # noqa: E731
-        found = search.grow(decoder.advance, decoder.log_p, start, decoder.tokenizer.transition.M, pick)
-        return found.bins[:, 0], {"log_p": found.log_p[:, 0]}
-
-    return choose
+    def __call__(self, decoder: Decoder, streams: Streams) -> tuple[Tensor, dict]:
+        """Return action bins (E, M) and what to record, (E,) each."""
+        step = decoder.tokenizer.transition
+        length = step.M
+        if self.horizon:  # a last R would count nothing
+            length = self.horizon * step.D - step.N - step.rewards
+        dims = [step.dimension(step.N + i) for i in range(length)]
+        skip = [i for i, dim in enumerate(dims) if dim == step.reward_to_go]
+        start = (decoder.advance, decoder.log_p)
+        beams = search.beam_search(*start, length, self.width, skip)
+        return beams.bins[:, 0, : step.M], {"log_p": beams.log_p[:, 0]}
 
 
 class TransformerAgent:
-    """Receding-horizon control of E environments at once: context, choice, first action.
+    """Receding-horizon control of E environments: context, choice, first action.
 
-    past: transitions of context beside the current one; horizon: transitions a choice looks ahead (the current
-    one included), both checked against the window.  goals (E, N) float or None.
+    choose: such as `ByReward`; context: transitions read before the current one;
+    goals: (E, N) or None.  Raises ValueError where a plan exceeds the window.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, choose: Choose, past: int, horizon: int, goals=None):
-        if past < 0 or past + horizon > model.config.T:
+    def __init__(
+        self, model: GPT, tokenizer: Tokenizer, choose, context=0, goals=None
+    ):
+        horizon, prefix = max(choose.horizon, 1), model.config.prefix
+        if context < 0 or context + horizon > model.config.T:
             raise ValueError(
-                f"{past} past + {horizon} planned transitions > window of {model.config.T}: "
-                "shorten one of them or train with a longer window"
+                f"{context} context + {horizon} planned transitions > window of "
+                f"{model.config.T}: shorten one of them or train a longer window"
             )
-        if (goals is not None) != (model.config.prefix > 0):
-            raise ValueError(f"goals given: {goals is not None}, but the model has {model.config.prefix} goal tokens")
-        self.model, self.tokenizer, self.choose, self.past, self.horizon = model, tokenizer, choose, past, horizon
-        self.device = next(model.parameters()).device
-        self.goals = None if goals is None else self._encode(goals, tokenizer.transition.state)
-        self.steps: list[Tensor] = []
+        if (goals is not None) != (prefix > 0):
+            given = "no goals are" if goals is None else "goals are"
+            raise ValueError(f"{given} given; the model has {prefix} goal tokens")
+        self.model, self.tokenizer, self.choose = model, tokenizer, choose
+        self.context, self.device = context, next(model.parameters()).device
+        state = tokenizer.transition.state
+        self.every_goal = None if goals is None else self._encode(goals, state)
 
-    def _encode(self, x: np.ndarray, dims: slice | int) -> Tensor:
-        return self.tokenizer.encode(torch.as_tensor(x, dtype=torch.float64, device=self.device), dims)
+    def _encode(self, x: np.ndarray, dims: slice) -> Tensor:
+        x = torch.as_tensor(x, dtype=torch.float64, device=self.device)
+        return self.tokenizer.encode(x, dims)
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        """Begin an episode for each seed, from which its random numbers come."""
+        self.streams, self.goals = Streams(seeds, self.device), self.every_goal
+        self.steps: list[Tensor] = []
 
     @torch.inference_mode()
     def act(self, states: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """states: (E, N) -> actions (E, M), bin centres, and what the choice records."""
+        """Return actions (E, M) for states (E, N), and what to record, (E,)."""
         transition = self.tokenizer.transition
         if states.shape[1:] != (transition.N,):
-            raise ValueError(f"states of shape {states.shape}; the model knows states of {transition.N} numbers")
+            raise ValueError(f"states {states.shape}; expected (E, {transition.N})")
         self.state_ids = self._encode(states, transition.state)
-        prefix = [] if self.goals is None else [self.goals]
-        ids = torch.cat([*prefix, *self.steps, self.state_ids], 1)
-        bins, record = self._decide(ids)
+        goals = [] if self.goals is None else [self.goals]
+        ids = torch.cat([*goals, *self.steps, self.state_ids], 1)
+        decoder = Decoder(self.model, self.tokenizer, ids)
+        # Logits are looked at before the choice, values after it: a check per token
+        # would make a GPU wait.
+        finite, record = not decoder.log_p.isnan().any(), {}
+        if finite:
+            bins, record = self.choose(decoder, self.streams)
+        if not finite or not all(x.isfinite().all() for x in record.values()):
+            raise FloatingPointError(
+                "the model's predictions are not finite: its weights are damaged; "
+                "train or load the model again"
+            )
         self.action_ids = bins + self.tokenizer.offset[transition.action]
         actions = self.tokenizer.decode(self.action_ids).cpu().numpy()
-        return actions, {name: value.cpu().numpy() for name, value in record.items()}
-
-    def _decide(self, ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """A choice, looked at once before and once after it, never between."""
-        decoder = None
-        try:
-            decoder = Decoder(self.model, self.tokenizer, ids)
-            finite = bool(decoder.log_p.isfinite().all())
-            bins, record = self.choose(decoder) if finite else (None, {})
-        except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
-                raise
-            config, E = self.model.config, len(ids)
-            rows, tokens = decoder.rows if decoder else E, ids.shape[1] + self.horizon * config.transition.D
-            size = 2 * config.n_layer * config.d_model * tokens * next(self.model.parameters()).element_size()
-            raise MemoryError(
-                f"out of memory with {rows // E} beams x {E} environments: the keys and values of {tokens} tokens take "
-                f"about {rows * size / 1e6:.4g} MB, attention a few times that; plan with fewer beams or a shorter "
-                "horizon, or run fewer environments at once"
-            ) from error
-        if not finite or not all(bool(value.isfinite().all()) for value in record.values()):
-            raise FloatingPointError(
-                "the model's predictions are not finite numbers: its weights are damaged, or too large for their "
-                f"type, {next(self.model.parameters()).dtype}; plan in float32, or train or load the model again"
-            )
-        return bins, record
+        return actions, {name: x.cpu().numpy() for name, x in record.items()}
 
     def observe(self, rewards: np.ndarray, going_on: np.ndarray) -> None:
-        """rewards (E,) of the action taken; going_on (E,) bool: the environments that remain."""
-        transition, tokens = self.tokenizer.transition, [self.state_ids, self.action_ids]
-        if transition.rewards:
-            r = self._encode(rewards[:, None], transition.reward)
-            tokens += [r, torch.full_like(r, self.tokenizer.V * transition.reward_to_go)]
-        keep = torch.as_tensor(going_on, device=self.device)
+        """Remember a step: rewards (E,), and who goes on, (E,) bool."""
+        step, tokens = self.tokenizer.transition, [self.state_ids, self.action_ids]
+        if step.rewards:
+            r = self._encode(rewards[:, None], slice(step.reward, step.reward + 1))
+            tokens += [r, torch.full_like(r, self.tokenizer.blank)]
         steps = [*self.steps, torch.cat(tokens, 1)]
-        self.steps = [step[keep] for step in steps[len(steps) - min(len(steps), self.past) :]]
-        self.goals = None if self.goals is None else self.goals[keep]
-
-
-class FunctionAgent:
-    """An agent without memory: act(states (E, N), rows (E,)) -> (E, M), rows being the rollouts still going."""
-
-    def __init__(self, function: Callable[[np.ndarray, np.ndarray], np.ndarray], count: int):
-        self.function, self.rows = function, np.arange(count)
-
-    def act(self, states):
-        return self.function(states, self.rows), {}
-
-    def observe(self, rewards, going_on):
-        self.rows = self.rows[going_on]
-
-
-@dataclass
-class Rollout:
-    """One episode: states (T + 1, N), actions (T, M), rewards (T,), what the agent recorded, (T,) each."""
-
-    seed: int
-    states: list[np.ndarray] = field(default_factory=list)
-    actions: list[np.ndarray] = field(default_factory=list)
-    rewards: list[float] = field(default_factory=list)
-    record: dict[str, list[float]] = field(default_factory=dict)
-    terminal: bool = False
-    diverged: bool = False  # the simulator's state or reward was not finite: the return so far counts
-
-    @property
-    def total(self) -> float:
-        """Undiscounted return."""
-        return float(sum(self.rewards))
-
-
-def rollouts(
-    make: Callable[[], object],
-    agent,
-    seeds: list[int],
-    options: list[dict] | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> list[Rollout]:
-    """Run one episode per seed, all in step so that their decisions are one batch.
-
-    make() -> gymnasium environment with a time limit; options[i] is handed to reset.  An environment that has
-    ended leaves the batch; so does one whose simulation diverged, which its rollout says.  ValueError where the
-    environments are not all of one task.
-    """
-    if not seeds:
-        raise ValueError("no seeds: at least one rollout is needed")
-    envs, runs = [make() for _ in seeds], [Rollout(seed) for seed in seeds]
-    live = np.arange(len(seeds))
-    for i, (env, run) in enumerate(zip(envs, runs, strict=True)):
-        state, _ = env.reset(seed=run.seed, options=options[i] if options else None)
-        run.states.append(np.asarray(state, np.float64))
-    tasks = {f"{type(getattr(e, 'unwrapped', e)).__name__} with {len(run.states[0])} state dimensions"
-             for e, run in zip(envs, runs, strict=True)}  # fmt: skip
-    if len(tasks) > 1:
-        raise ValueError(f"environments of different tasks in one batch: {sorted(tasks)}; run each task by itself")
-    while len(live):
-        actions, record = agent.act(np.stack([runs[i].states[-1] for i in live]))
-        going_on = np.ones(len(live), bool)
-        for row, i in enumerate(live):
-            action = np.clip(actions[row], envs[i].action_space.low, envs[i].action_space.high)
-            state, reward, terminal, timeout, _ = envs[i].step(action.astype(np.float32))
-            run = runs[i]
-            run.diverged = not (np.isfinite(state).all() and np.isfinite(reward))
-            run.states.append(run.states[-1] if run.diverged else np.asarray(state, np.float64))
-            run.actions.append(action)
-            run.rewards.append(0.0 if run.diverged else float(reward))
-            for name, values in record.items():
-                run.record.setdefault(name, []).append(float(values[row]))
-            run.terminal = bool(terminal) and not run.diverged
-            going_on[row] = not (terminal or timeout or run.diverged)
-        agent.observe(np.array([runs[i].rewards[-1] for i in live]), going_on)
-        live = live[going_on]
-        if progress:
-            progress(len(live))
-    for env in envs:
-        env.close()
-    return runs
+        steps = steps[max(0, len(steps) - self.context) :]
+        stay = torch.as_tensor(going_on, device=self.device)
+        self.steps = [x[stay] for x in steps]
+        self.goals = None if self.goals is None else self.goals[stay]
+        self.streams.select(going_on)

@@ -1,17 +1,14 @@
-"""Sampling, Algorithm 1, and reward-maximising search, as functions of next-token log-probabilities.
+"""Sampling, Algorithm 1, and reward-maximising search.
 
 Search knows nothing about networks.  It grows sequences by one verb,
 
     advance(bins, parents): (G, K), (G, K) -> (G, K, V)
 
-which appends a token to K sequences of each of G problems, sequence k continuing the parents[g, k]-th
-of the sequences before (parents None: each continues itself), and answers with log-probabilities of the
-token after it.  A table in a test and the cached model in `control.Decoder` both implement it.
-Reward-maximising search also needs
-
-    keep(rows): (E, B)
-
-which makes B chosen sequences of each of E environments problems of their own: G becomes E * B.
+which appends a token to K sequences of each of G problems and answers with
+log-probabilities of the next one.  Sequence k continues the parents[g, k]-th of
+the sequences before (parents None: itself).  Reward-maximising search also needs
+select_plans(rows), (E, B): B sequences of each of E environments become problems,
+so that G becomes E * B.  `control.Decoder` implements both.
 """
 
 from collections.abc import Callable, Collection
@@ -27,240 +24,228 @@ from ttlib.tokenizer import Tokenizer
 Advance = Callable[[Tensor, Tensor | None], Tensor]
 
 
-def filtered(log_p: Tensor, temperature: float = 1.0, top_k: int | None = None, cdf: float = 0.0) -> Tensor:
-    """Log-probabilities (..., V) to draw from: -inf where a bin is dropped, not renormalised.
+def filtered(log_p: Tensor, drop_probability: float) -> Tensor:
+    """Return log-probabilities (..., V) with -inf where a bin is dropped.
 
-    top_k keeps the k likeliest bins; cdf drops the least likely bins that together hold less than `cdf`,
-    but keeps those that are as likely as the first that stays.
+    The least likely bins that together hold less than `drop_probability` are
+    dropped.  The rest is not renormalised.
     """
-    if temperature <= 0 or not 0 <= cdf < 1 or (top_k is not None and top_k < 1):
-        raise ValueError(
-            f"temperature={temperature}, top_k={top_k}, cdf={cdf}; expected temperature > 0, top_k >= 1, 0 <= cdf < 1"
-        )
-    log_p = (log_p / temperature).log_softmax(-1)
-    if top_k is not None and top_k < log_p.shape[-1]:
-        kept = torch.zeros_like(log_p, dtype=torch.bool).scatter(-1, log_p.topk(top_k).indices, True)
-        log_p = log_p.masked_fill(~kept, -torch.inf)
-    if cdf:
-        ascending = _ascending(log_p)
-        dropped = (ascending.softmax(-1).cumsum(-1) < cdf).sum(-1, keepdim=True)
-        least = ascending.gather(-1, dropped.clamp(max=log_p.shape[-1] - 1))  # the likeliest bin always stays
-        log_p = log_p.masked_fill(log_p < least, -torch.inf)
-    return log_p
+    if not 0 <= drop_probability < 1:
+        raise ValueError(f"drop_probability={drop_probability}; expected [0, 1)")
+    log_p = log_p.log_softmax(-1)
+    if not drop_probability:
+        return log_p
+    ascending = log_p.sort(-1).values if log_p.is_cuda else _sorted(log_p)
+    below = ascending.softmax(-1).cumsum(-1) < drop_probability
+    dropped = below.sum(-1, keepdim=True).clamp(max=log_p.shape[-1] - 1)
+    least = ascending.gather(-1, dropped)  # the likeliest bin always stays
+    return log_p.masked_fill(log_p < least, -torch.inf)
 
 
-def _ascending(x: Tensor) -> Tensor:
-    """The last axis sorted.  On a CPU by numpy, whose vector instructions take a twentieth of torch's time."""
-    return x.sort(-1).values if x.device.type != "cpu" else torch.from_numpy(np.sort(x.detach().numpy(), axis=-1))
+def _sorted(x: Tensor) -> Tensor:
+    """Sort the last axis by numpy, which takes a twentieth of torch's time."""
+    return torch.from_numpy(np.sort(x.detach().numpy(), axis=-1))
 
 
-def sample(log_p: Tensor, rng: torch.Generator, **options) -> Tensor:
-    """(..., V) -> (...) bins drawn with the caller's generator; options as in `filtered`.
+def sample(log_p: Tensor, streams, drop_probability=0.0) -> Tensor:
+    """Draw bins from `filtered` log-probabilities.  (G, ..., V) -> (G, ...)
 
-    The cumulative distribution is inverted at one uniform number: `multinomial` draws V of them, which takes twice as
-    long.
+    streams: random numbers, see `control.Streams`.  Inverting the cumulative
+    distribution takes half the time of `multinomial`.  NaN gives any valid bin.
     """
-    up_to = filtered(log_p, **options).softmax(-1).cumsum(-1)
-    u = torch.rand((*up_to.shape[:-1], 1), generator=rng, dtype=up_to.dtype, device=up_to.device)
-    # u < 1 leaves out bins without mass, before and behind.  Of distributions that are not finite: any bin.
-    return torch.searchsorted(up_to, u * up_to[..., -1:], right=True)[..., 0].clamp(max=up_to.shape[-1] - 1)
+    up_to = filtered(log_p, drop_probability).softmax(-1).cumsum(-1)
+    u = streams.uniform(*up_to.shape[:-1], 1, dtype=up_to.dtype)
+    # Because u < 1, bins without mass are never drawn.
+    bins = torch.searchsorted(up_to, u * up_to[..., -1:], right=True)[..., 0]
+    return bins.clamp(max=up_to.shape[-1] - 1)
 
 
 class Beams(NamedTuple):
-    """bins (G, B, length) and log-probability (G, B) of each, best first; which sequence of the step before
-    each continues, parents (G, B).  The last token has not been fed to `advance` yet."""
+    """Sequences, best first; their last token was not fed to `advance` yet."""
 
-    bins: Tensor
-    log_p: Tensor
-    parents: Tensor
+    bins: Tensor  # (G, B, length)
+    log_p: Tensor  # (G, B)
+    parents: Tensor  # (G, B): the sequence of the step before that each continues
 
 
-def beam_search(advance: Advance, log_p: Tensor, length: int, width: int, skip: Collection[int] = ()) -> Beams:
-    """Algorithm 1 for G problems at once.  log_p: (G, K, V) of the first token of K sequences each.
+def beam_search(
+    advance: Advance, log_p: Tensor, length: int, width: int, skip: Collection = ()
+) -> Beams:
+    """Run Algorithm 1 for G problems at once.
 
-    skip: steps whose token is no choice: it is bin 0 and counts nothing (reward-to-go is never an input).
+    log_p: (G, K, V) of the first token of K sequences each.  The token of steps in
+    `skip` is no choice but bin 0, and counts nothing: R is never an input.
     """
     G, K, V = log_p.shape
-    q, bins = log_p.new_zeros(G, K), torch.zeros(G, K, 0, dtype=torch.long, device=log_p.device)
+    q = log_p.new_zeros(G, K)
+    bins = torch.zeros(G, K, 0, dtype=torch.long, device=log_p.device)
     only_bin_0 = torch.full((V,), -torch.inf, device=log_p.device)
     only_bin_0[0] = 0.0
     for step in range(length):
         if step in skip:
             log_p = only_bin_0.expand_as(log_p)
-        q, pick = (q[..., None] + log_p).flatten(1).topk(min(width, q.shape[1] * V))
+        scores = (q[..., None] + log_p).flatten(1)
+        q, pick = scores.topk(min(width, scores.shape[1]))
         parents, token = pick // V, pick % V
-        bins = torch.cat([bins.gather(1, parents[..., None].expand(-1, -1, step)), token[..., None]], dim=2)
+        bins = bins.gather(1, parents[..., None].expand(-1, -1, step))
+        bins = torch.cat([bins, token[..., None]], dim=2)
         if step + 1 < length:
             log_p = advance(token, parents)
     return Beams(bins, q, parents)
 
 
-def grow(advance: Advance, log_p: Tensor, parents: Tensor, length: int, pick: Callable[[Tensor], Tensor]) -> Beams:
-    """Append `length` >= 1 tokens chosen by `pick`, (G, K, V) -> (G, K), to sequences `parents` (G, K)."""
-    tokens, q, V = [], 0.0, log_p.shape[-1]
+def extend(
+    advance: Advance, log_p: Tensor, parents: Tensor, length: int, pick: Callable
+) -> Beams:
+    """Append `length` >= 1 tokens chosen by `pick`, (G, K, V) -> (G, K).
+
+    log_p: (G, K', V) of the sequences that `parents` (G, K) continue.
+    """
+    tokens, q, V, first = [], 0.0, log_p.shape[-1], parents
     log_p = log_p.gather(1, parents[..., None].expand(-1, -1, V))
-    given = parents
     for step in range(length):
         tokens.append(pick(log_p))
         q = q + log_p.gather(-1, tokens[-1][..., None])[..., 0]
         if step + 1 < length:
             log_p = advance(tokens[-1], parents)
-            parents = None
+            parents = None  # from now on each sequence continues itself
     if parents is None:
-        parents = torch.arange(given.shape[1], device=given.device).expand_as(given)
+        parents = torch.arange(first.shape[1], device=first.device).expand_as(first)
     return Beams(torch.stack(tokens, -1), q, parents)
 
 
-def plan_value(r: Tensor, R: Tensor, gamma: float, include_current: bool = True) -> Tensor:
-    """Value of plans of h steps.  r, R: (..., h) -> (...).
+def plan_value(r: Tensor, R: Tensor, gamma: float, reward_in_R=True) -> Tensor:
+    """Return the value of plans of h steps.  r, R: (..., h) -> (...)
 
-    With R_t as printed, R_t already contains r_t, so the last reward enters only through R:
-    sum_{k<h-1} gamma^k r_k + gamma^(h-1) R_{h-1}.  The authors' later code leaves r_t out of R_t
-    (include_current=False): sum_{k<h} gamma^k r_k + gamma^h R_{h-1}.
+    R_t contains r_t, so the last reward enters only through R: sum_{k<h-1} g^k r_k
+    + g^(h-1) R_{h-1}.  In the later code it is sum_{k<h} g^k r_k + g^h R_{h-1}.
     """
     h = r.shape[-1]
     discount = gamma ** torch.arange(h + 1, device=r.device, dtype=r.dtype)
-    counted = h - 1 if include_current else h
-    return (discount[:counted] * r[..., :counted]).sum(-1) + discount[counted] * R[..., -1]
+    counted = h - 1 if reward_in_R else h
+    rewards = (discount[:counted] * r[..., :counted]).sum(-1)
+    return rewards + discount[counted] * R[..., -1]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a reward-maximising search proposes and keeps.
+    """How reward-maximising search proposes and keeps plans.
 
-    plans B, candidates K each, horizon h in transitions.  proposal "beam": each plan's Algorithm 1 of width
-    K over the next state and action (v1); "sample": the likeliest state, then K actions sampled after `cdf`
-    (released).  use_reward_to_go=False adds up rewards alone.  Three ablations: lucky=True draws r and R instead of
-    reading their expectations; noise is the deviation of a Gaussian added to every R that is read, as a share of the
-    deviation of R's bin centres; chains > 0 takes the dimensions of a state, and those of an action, independently of
-    each other ("sample" alone), from marginals that this many sampled sequences estimate.
+    Proposal "beam" (v1): each plan runs Algorithm 1, as wide as its expansions, on
+    state and action.  "sample" (released): the likeliest state, sampled actions.
     """
 
-    horizon: int
-    plans: int
-    candidates: int
+    horizon: int  # transitions that a plan looks ahead, the current one included
+    beam_width: int  # plans kept
+    expansions: int  # candidates for each plan
     gamma: float = 0.99
-    include_current: bool = True
+    reward_in_R: bool = True
     proposal: str = "beam"
-    cdf: float = 0.6
-    use_reward_to_go: bool = True
-    lucky: bool = False
-    noise: float = 0.0
-    chains: int = 0
+    drop_probability: float = 0.6  # see `filtered`
+    use_reward_to_go: bool = True  # False adds up rewards alone
 
     def __post_init__(self):
         if self.proposal not in ("beam", "sample"):
-            raise ValueError(f"proposal {self.proposal!r}; expected 'beam' or 'sample'")
-        if self.chains < 0 or (self.chains and self.proposal != "sample"):
-            raise ValueError(
-                f"chains={self.chains} with proposal {self.proposal!r}; expected 0, or more with proposal 'sample'"
-            )
-        if min(self.horizon, self.plans, self.candidates) < 1:
-            raise ValueError(f"{self}: horizon, plans and candidates must be at least 1")
+            raise ValueError(f"proposal {self.proposal!r}; expected beam or sample")
+        if min(self.horizon, self.beam_width, self.expansions) < 1:
+            raise ValueError(f"{self}; expected horizon and widths of at least 1")
 
 
 class Plans(NamedTuple):
-    """bins (E, B, tokens) from the current action on, rewards-to-go as their expected bin; rewards and
-    rewards_to_go (E, B, h); value (E, B), best first."""
+    """Plans of E environments, best first."""
 
-    bins: Tensor
-    rewards: Tensor
-    rewards_to_go: Tensor
-    value: Tensor
+    bins: Tensor  # (E, B, tokens) from the current action on, r and R as expected
+    rewards: Tensor  # (E, B, h)
+    rewards_to_go: Tensor  # (E, B, h)
+    value: Tensor  # (E, B)
 
 
-def propose(advance: Advance, log_p: Tensor, tokens: tuple[int, int], width: int, plan: Plan, rng) -> Beams:
-    """Candidate (state, action) tokens for each of G plans.  log_p: (G, 1, V) -> `width` candidates each."""
+def propose(
+    advance: Advance, log_p: Tensor, tokens: tuple[int, int], count: int,
+    plan: Plan, streams,
+) -> Beams:  # fmt: skip
+    """Propose `count` candidates for the next state and action of each of G plans.
+
+    log_p: (G, 1, V) of the first token; tokens: how many are state and action.
+    """
     state, action = tokens
-    G, device = log_p.shape[0], log_p.device
     if plan.proposal == "beam":
-        return beam_search(advance, log_p, state + action, width)
-
-    def extend(log_p: Tensor, length: int, width: int, pick: Callable[[Tensor], Tensor]) -> Beams:
-        def apart(log_p: Tensor) -> Tensor:
-            """Chains are drawn as ever; `pick` chooses the others' tokens from the mean of their distributions."""
-            chains = log_p[:, width:]
-            marginal = chains.logsumexp(1, keepdim=True).expand(-1, width, -1)
-            return torch.cat([pick(marginal), sample(chains, rng)], 1)
-
-        start = torch.zeros(G, width + plan.chains, dtype=torch.long, device=device)
-        found = grow(advance, log_p, start, length, apart if plan.chains else pick)
-        return Beams(*(x[:, :width] for x in found))
-
-    def draw(log_p: Tensor) -> Tensor:
-        return sample(log_p, rng, cdf=plan.cdf)
-
+        return beam_search(advance, log_p, state + action, count)
+    draw = lambda x: sample(x, streams, plan.drop_probability)  # noqa: E731
+    one = torch.zeros(len(log_p), 1, dtype=torch.long, device=log_p.device)
+    many = one.expand(-1, count)
     if not state:
-        return extend(log_p, action, width, draw)
-    states = extend(log_p, state, 1, lambda log_p: log_p.argmax(-1))
+        return extend(advance, log_p, many, action, draw)
+    states = extend(advance, log_p, one, state, lambda x: x.argmax(-1))
     log_p = advance(states.bins[..., -1], states.parents)
-    actions = extend(log_p, action, width, draw)
-    bins = torch.cat([states.bins.expand(-1, width, -1), actions.bins], -1)
+    actions = extend(advance, log_p, many, action, draw)
+    bins = torch.cat([states.bins.expand(-1, count, -1), actions.bins], -1)
     return Beams(bins, states.log_p + actions.log_p, actions.parents)
 
 
-def maximise(
-    advance: Advance,
-    keep: Callable[[Tensor], None],
-    log_p: Tensor,
-    tokenizer: Tokenizer,
-    plan: Plan,
-    rng: torch.Generator | None = None,
-) -> Plans:
-    """Reward-maximising search (Section 3.2) from a known state.  log_p: (E, 1, V) of the first action token.
-
-    Transitions proposed by likelihood are the vocabulary; those of highest cumulative reward plus
-    reward-to-go survive.  r and R are not searched over: their expectations are read, and the bin of E[r] is
-    the token that later tokens see.
-    """
-    transition, E = tokenizer.transition, log_p.shape[0]
-    bins = torch.zeros(E, 1, 0, dtype=torch.long, device=log_p.device)
-    r = R = log_p.new_zeros(E, 1, 0)
-    for step in range(plan.horizon):
-        width = plan.plans * plan.candidates if step == 0 else plan.candidates
-        tokens = (transition.N if step else 0, transition.M)
-        found = propose(advance, log_p, tokens, width, plan, rng)
-        # Departs from the paper: r and R are read as expectations; beaming over them would pick lucky bins.
-        new_r, new_R, bin_r = read_rewards(advance, found, tokenizer, plan, rng)
-        new_bins = torch.cat(
-            [found.bins, bin_r[..., None], _bins(tokenizer, new_R, transition.reward_to_go)[..., None]], -1
-        )
-        B, K = bins.shape[1], found.bins.shape[1]  # every plan so far has K successors
-        parent = torch.arange(B, device=log_p.device).repeat_interleave(K)
-        bins = torch.cat([bins[:, parent], new_bins.view(E, B * K, -1)], -1)
-        r = torch.cat([r[:, parent], new_r.view(E, B * K, 1)], -1)
-        R = torch.cat([R[:, parent], new_R.view(E, B * K, 1)], -1)
-        beyond = R if plan.use_reward_to_go else r * plan.include_current
-        value = plan_value(r, beyond, plan.gamma, plan.include_current)
-        value, best = value.topk(min(plan.plans, B * K))
-        bins, r, R = (x.gather(1, best[..., None].expand(-1, -1, x.shape[-1])) for x in (bins, r, R))
-        if step + 1 < plan.horizon:
-            keep(best)
-            log_p = advance(torch.zeros_like(best).view(-1, 1), None)  # R, of the plans kept alone
-    return Plans(bins, r, R, value)
-
-
 def read_rewards(
-    advance: Advance, found: Beams, tokenizer: Tokenizer, plan: Plan, rng: torch.Generator | None
+    advance: Advance, beams: Beams, tokenizer: Tokenizer, streams=None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Feed the last action token and the bin of E[r] -> E[r], E[R] and that bin, all (G, K)."""
+    """Feed the last action token and the bin of E[r] -> (G, K): E[r], E[R], bin."""
     transition = tokenizer.transition
-
-    def read(log_p: Tensor, dim: int) -> Tensor:
-        if plan.lucky:
-            return tokenizer.centres[dim].to(log_p.dtype)[sample(log_p, rng)]
-        return tokenizer.expected(log_p, dim)
-
-    r = read(advance(found.bins[..., -1], found.parents), transition.reward)
-    bin_r = _bins(tokenizer, r, transition.reward)
-    R = read(advance(bin_r, None), transition.reward_to_go)
-    if plan.noise:
-        deviation = tokenizer.centres[transition.reward_to_go].std().to(R.dtype)
-        R = R + plan.noise * deviation * torch.randn(R.shape, generator=rng, device=R.device)
+    log_p = advance(beams.bins[..., -1], beams.parents)
+    r = tokenizer.expected(log_p, transition.reward)
+    bin_r = expectation_bins(tokenizer, r, transition.reward)
+    R = tokenizer.expected(advance(bin_r, None), transition.reward_to_go)
     return r, R, bin_r
 
 
-def _bins(tokenizer: Tokenizer, x: Tensor, dim: int) -> Tensor:
-    """Bins of expectations, (...) -> (...).  Where one is not a number, the value of its plan is none either."""
+def expectation_bins(tokenizer: Tokenizer, x: Tensor, dim: int) -> Tensor:
+    """Return the bins of expectations, (...) -> (...).  NaN gives a valid bin."""
     x = x.to(torch.float64).nan_to_num()[..., None]
     return tokenizer.bins_of_finite(x, slice(dim, dim + 1))[..., 0]
+
+
+def maximise(
+    advance: Advance, select_plans: Callable[[Tensor], None], log_p: Tensor,
+    tokenizer: Tokenizer, plan: Plan, streams=None,
+    propose: Callable = propose, read: Callable = read_rewards,
+) -> Plans:  # fmt: skip
+    """Search for the plans of greatest reward plus reward-to-go (Section 3.2).
+
+    log_p: (E, 1, V) of the first action token.  Likely transitions are proposed;
+    those of greatest value survive.  `propose` and `read` are hooks.
+    """
+    transition, E = tokenizer.transition, len(log_p)
+    bins = torch.zeros(E, 1, 0, dtype=torch.long, device=log_p.device)
+    r = R = log_p.new_zeros(E, 1, 0)
+    q = log_p.new_zeros(E, 1, 1)
+    for step in range(plan.horizon):
+        count = plan.expansions * (1 if step else plan.beam_width)
+        tokens = (transition.N if step else 0, transition.M)
+        beams = propose(advance, log_p, tokens, count, plan, streams)
+        # Departs from the paper: r and R are read as expectations; beaming over
+        # them would pick lucky bins.
+        new_r, new_R, bin_r = read(advance, beams, tokenizer, streams)
+        bin_R = expectation_bins(tokenizer, new_R, transition.reward_to_go)
+        new_bins = torch.cat([beams.bins, bin_r[..., None], bin_R[..., None]], -1)
+        bins = _append(bins, new_bins)
+        r, R = _append(r, new_r[..., None]), _append(R, new_R[..., None])
+        beyond = R if plan.use_reward_to_go else r * plan.reward_in_R
+        value = plan_value(r, beyond, plan.gamma, plan.reward_in_R)
+        q = _append(q, beams.log_p[..., None]).sum(-1, keepdim=True)
+        value = value.masked_fill(q[..., 0].isneginf(), -torch.inf)  # empty bins
+        value, best = value.topk(min(plan.beam_width, value.shape[1]))
+        bins, r, R, q = (_rows(x, best) for x in (bins, r, R, q))
+        if step + 1 < plan.horizon:
+            select_plans(best)
+            # R is read for the plans that stay, and always as bin 0.
+            log_p = advance(torch.zeros_like(best).view(-1, 1), None)
+    return Plans(bins, r, R, value)
+
+
+def _append(x: Tensor, new: Tensor) -> Tensor:
+    """Join plans (E, B, n) and candidates (E * B, K, m): (E, B * K, n + m)."""
+    E, B, _ = x.shape
+    x = x.repeat_interleave(new.shape[1], dim=1)
+    return torch.cat([x, new.reshape(E, x.shape[1], -1)], -1)
+
+
+def _rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Choose rows (E, B) of x.  (E, B', n) -> (E, B, n)"""
+    return x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))

@@ -1,5 +1,6 @@
-"""Bad arguments of the page runner: refused before any work, with the way out."""
+"""Tests of the page runner: bad arguments are refused before any work, and content decides what is run again."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,28 +10,30 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize(
-    "arguments, said",
-    [
-        (["09_humanoid.py", "--size", "smoke"], ["09_humanoid.py", "04_four_rooms.py"]),
-        (["04_four_rooms.py", "--size", "huge"], ["huge", "smoke", "laptop", "paper"]),
-        (["04_four_rooms.py", "--size", "smoke", "-p", "widht=3"], ["widht", "its parameters are size"]),
-        (["04_four_rooms.py", "--size", "smoke", "-p", "size=paper"], ["size=paper", "--size"]),
-    ],
-)
+@pytest.fixture
+def run(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "notebooks"))
+    import run
+
+    return run
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["09_humanoid.py", "--size", "smoke"], ["09_humanoid.py", "04_four_rooms.py"]),
+    (["04_four_rooms.py", "--size", "huge"], ["huge", "smoke", "laptop", "paper"]),
+    (["04_four_rooms.py", "--mode", "fast"], ["fast", "all", "scratch", "book"]),
+    (["04_four_rooms.py", "--size", "smoke", "-p", "widht=3"], ["widht", "its parameters are size"]),
+    (["04_four_rooms.py", "--size", "smoke", "-p", "size=paper"], ["size=paper", "--size"]),
+])
 def test_bad_arguments_are_refused(arguments, said):
-    run = subprocess.run(
-        [sys.executable, ROOT / "notebooks" / "run.py", *arguments], capture_output=True, text=True, timeout=120
-    )
+    command = [sys.executable, ROOT / "notebooks" / "run.py", *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert run.returncode == 2 and not run.stdout
     assert all(word in run.stderr for word in said), run.stderr
 
 
-def test_content_decides_what_is_stale(tmp_path, monkeypatch):
+def test_content_decides_what_is_stale(run, tmp_path, monkeypatch):
     """The key of a page changes with its text, size, mode and parameters, and with nothing else."""
-    monkeypatch.syspath_prepend(str(ROOT / "notebooks"))
-    import run
-
     page = tmp_path / "page.py"
     page.write_text("x = 1\n")
     monkeypatch.setattr(run, "ROOT", tmp_path)
@@ -42,3 +45,56 @@ def test_content_decides_what_is_stale(tmp_path, monkeypatch):
     assert len({key, *(run.content_key(page, *other) for other in others)}) == 4
     page.write_text("x = 2\n")
     assert run.content_key(page, "smoke", "all", {}) != key
+
+
+SHIPPED = (
+    "data/checkpoints/hopper-v1-laptop/model.safetensors.z", "data/checkpoints/hopper-v1-laptop/config.json",
+    "data/policies/hopper/step_0020000.npz", "data/d4rl_returns.tsv", "data/published_speed.csv",
+    "ttlib/model.py", "ttlib/drawing/body_player.html", "notebooks/run.py",
+)  # fmt: skip
+RESULTS = ("figures/laptop/t.csv", "figures/laptop/t.json", "data/claims.toml", "README.md")
+MADE = ("data/regenerated/hopper.hdf5", "data/d4rl/hopper.hdf5", "figures/laptop/t.png", "build/tables/t.csv")
+
+
+@pytest.fixture
+def checkout(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setattr(run, "NOTEBOOKS", tmp_path / "notebooks")
+    for name in (*SHIPPED, *RESULTS, *MADE):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("a")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", [*SHIPPED, *RESULTS, *MADE])
+@pytest.mark.parametrize("reads_results", [False, True])
+def test_a_page_is_stale_if_a_file_that_it_reads_changes(run, checkout, name, reads_results):
+    page = checkout / "notebooks" / "01_page.py"
+    page.write_text('# %% tags=["hide-input", "reads-results"]' if reads_results else "# %%")
+    key = run.content_key(page, "smoke", "all", {})
+    with (checkout / name).open("a") as file:
+        file.write("\n" if name.endswith("tsv") else "b")
+    stale = run.content_key(page, "smoke", "all", {}) != key
+    assert stale == (name in SHIPPED or (reads_results and name in RESULTS))
+
+
+def test_the_pages_read_files_that_are_sources(run):
+    sources = {path.relative_to(ROOT).as_posix() for path in run.sources(next((ROOT / "notebooks").glob("01_*.py")))}
+    for pattern in ("data/checkpoints/*/model.safetensors.z", "data/policies/*/*.npz", "data/*.tsv", "data/*.csv"):
+        files = {path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern)}
+        assert files and files <= sources
+
+
+def test_a_page_lists_what_it_publishes(run, checkout, monkeypatch):
+    from ttlib.pipeline import places, results
+
+    monkeypatch.setattr(run, "BUILD", checkout / "_build")
+    monkeypatch.setattr(places, "ROOT", checkout)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    listing = run.listing_path(checkout / "notebooks" / "01_page.py", "smoke")
+    listing.parent.mkdir(parents=True)
+    run.set_kernel_environment(listing, "book")
+    assert os.environ["TTLIB_MODE"] == "book" and "MPLBACKEND" not in os.environ
+    results._write(checkout / "figures" / "smoke" / "t.csv", "1")
+    results._write(checkout / "build" / "t.csv", "1")
+    assert run.declared_outputs(checkout / "notebooks" / "01_page.py", "smoke") == ["figures/smoke/t.csv", ""]

@@ -1,7 +1,6 @@
-"""What the bench counts and compares, and that a row is measured once."""
+"""Tests of the bench: it counts and compares correctly, and measures a row once."""
 
-import runpy
-from pathlib import Path
+import subprocess
 
 import numpy as np
 import pandas as pd
@@ -11,10 +10,9 @@ from conftest import WORLD, random_ids, tiny_model, tiny_tokenizer
 from torch.utils.flop_counter import FlopCounterMode
 
 from ttlib import control, search
+from ttlib.commands import bench
 from ttlib.pipeline import experiments, keys, places
 from ttlib.search import Plan
-
-bench = runpy.run_path(str(Path(__file__).resolve().parents[2] / "ttlib" / "commands" / "bench.py"))
 
 
 @pytest.mark.parametrize("split", [1, 7, 19])
@@ -23,33 +21,34 @@ def test_operations_do_not_depend_on_how_tokens_are_read(split):
 
     def in_two():
         model(ids[:, :split])
-        model(ids[:, split:], None, split)  # counted as if it attended to what stands before
+        model(ids[:, split:], None, split)  # counted as if it attended to the tokens before
 
-    count = bench["count_operations"]
+    count = bench.count_operations
     assert count(model, in_two) == pytest.approx(count(model, lambda: model(ids)))
 
 
 @torch.inference_mode()
 def test_operations_of_a_plan_are_those_of_its_matrices_and_attention():
-    """Without a context and in the first step every token is a row of every matrix: counted by torch itself."""
+    """Torch counts the same where every token is a row of every matrix: without a context, and in the first step."""
     model, bins, ids = tiny_model(), tiny_tokenizer(), random_ids(2, WORLD.N)
 
     def plan():
         decoder = control.Decoder(model, bins, ids)
-        search.maximise(decoder.advance, decoder.keep, decoder.log_p, bins, Plan(2, 3, 2, proposal="sample"))
+        plan_ = Plan(2, 3, 2, proposal="sample")
+        search.maximise(decoder.advance, decoder.select_plans, decoder.log_p, bins, plan_, control.Streams([0, 1]))
 
     with FlopCounterMode(display=False) as counter:
         plan()
     operations = counter.get_flop_counts()["Global"]
     matrices = operations[torch.ops.aten.addmm]
     attention = sum(n for kind, n in operations.items() if kind != torch.ops.aten.addmm)
-    counted = bench["count_operations"](model, plan)
-    assert matrices < counted < matrices + attention  # masked slots are work that nobody needs
+    counted = bench.count_operations(model, plan)
+    assert matrices < counted < matrices + attention  # torch counts masked slots too, which nobody needs
 
 
 def test_operations_of_random_shooting_are_those_of_one_member_for_each_sequence():
-    job = bench["Planning"]("hopper", "ensemble", plans=3, horizon=2, environments=2)
-    needed, work = bench["shooting_through"](job)
+    job = bench.Planning("hopper", "ensemble", plans=3, horizon=2, environments=2)
+    needed, work = bench.shooting_through(job)
     with FlopCounterMode(display=False) as counter:
         work()
     counted = counter.get_flop_counts()["Global"]
@@ -61,10 +60,14 @@ def test_operations_of_random_shooting_are_those_of_one_member_for_each_sequence
 @torch.inference_mode()
 def test_the_planner_without_a_cache_finds_the_same_plans(proposal):
     model, bins, ids = tiny_model(dtype=torch.float64), tiny_tokenizer(), random_ids(3, WORLD.N)
-    found = [search.maximise(d.advance, d.keep, d.log_p, bins, Plan(3, 4, 3, proposal=proposal),
-                             torch.Generator().manual_seed(0))
-             for d in (bench["Uncached"](model, bins, ids), control.Decoder(model, bins, ids))]  # fmt: skip
-    assert (found[0].bins == found[1].bins).all()
+    uncached, cached = (
+        search.maximise(
+            decoder.advance, decoder.select_plans, decoder.log_p, bins, Plan(3, 4, 3, proposal=proposal),
+            control.Streams(range(3)),
+        )
+        for decoder in (bench.Uncached(model, bins, ids), control.Decoder(model, bins, ids))
+    )  # fmt: skip
+    assert (uncached.bins == cached.bins).all()
 
 
 @pytest.mark.parametrize("kind", ["planning", "training"])
@@ -77,10 +80,10 @@ def test_ratios_are_one_for_the_same_code_on_a_machine_of_another_speed(kind):
     for faster in (1, 3):
         table = best.assign(gflops_fp32=faster * best.gflops_ceiling, profile="released")
         table[column] *= faster ** -sign
-        found = bench["beside_published"](table, kind)
-        assert found.ratio_scaled.to_numpy() == pytest.approx(1) and found.published_peer.notna().all()
+        compared = bench.beside_published(table, kind)
+        assert compared.ratio_scaled.to_numpy() == pytest.approx(1) and compared.published_peer.notna().all()
         table[column] *= 2.0**-sign  # twice as fast
-        assert bench["beside_published"](table, kind).ratio_scaled.to_numpy() == pytest.approx(2)
+        assert bench.beside_published(table, kind).ratio_scaled.to_numpy() == pytest.approx(2)
 
 
 def test_exponents_are_those_of_power_laws():
@@ -88,25 +91,55 @@ def test_exponents_are_those_of_power_laws():
     one = {"plans": 8, "horizon": 5, "past": 5, "environments": 1}
     beams = pd.DataFrame(one | {"axis": "beam width", "plans": n, "seconds_per_decision": 3 * n**1.5})
     together = pd.DataFrame(one | {"axis": "environments", "environments": n, "seconds_per_decision": 2.0 / n})
-    found = bench["exponents"](pd.concat([beams, together], ignore_index=True)).groupby("axis").exponent.mean()
-    assert found["beam width"] == pytest.approx(1.5) and found["environments"] == pytest.approx(0)
+    exponent = bench.exponents(pd.concat([beams, together], ignore_index=True)).groupby("axis").exponent.mean()
+    assert exponent["beam width"] == pytest.approx(1.5) and exponent["environments"] == pytest.approx(0)
 
 
 def test_a_row_is_measured_once_for_each_code(tmp_path, monkeypatch):
     measured, codes = [], iter(["old", "old", "old", "new"])
-    functions = bench["fill"].__globals__
     monkeypatch.setattr(places, "folder", lambda size: tmp_path)
     monkeypatch.setattr(keys, "key", lambda _: next(codes))
-    monkeypatch.setitem(functions, "record", lambda *_: None)
+    monkeypatch.setattr(bench, "record", lambda *_: None)
 
     def measure(job, budget):
         measured.append(job)
         return {"seconds_per_decision": 1.0, "gflops_fp32": 50.0}
 
-    monkeypatch.setitem(functions, "measure", measure)
-    first, second = bench["Planning"]("hopper", "O"), bench["Planning"]("hopper", "O", environments=4)
+    monkeypatch.setattr(bench, "measure", measure)
+    first, second = bench.Planning("hopper", "O"), bench.Planning("hopper", "O", environments=4)
     for jobs, expected in (([first], 1), ([first, second], 2), ([first], 2), ([first], 3)):
-        bench["fill"]("planning", "smoke", jobs)
+        bench.fill("planning", "smoke", jobs)
         assert len(measured) == expected
     table = pd.read_csv(tmp_path / "bench_planning.csv")
     assert table.code.tolist() == ["new"] and table.ratio_scaled[0] == pytest.approx(1.84 * 100 / 50)
+
+
+@pytest.mark.parametrize("size", places.SIZES)
+@pytest.mark.parametrize("whole", [False, True])
+def test_rows_are_different_and_planned_in_fp32(size, whole):
+    for name, jobs in bench.JOBS.items():
+        rows = jobs(size, whole)
+        assert rows and (size == "smoke" or len(set(rows)) == len(rows))
+        assert name == "training" or {row.dtype for row in rows} == {"float32"}
+
+
+def test_the_code_of_a_row_names_files_that_exist():
+    assert all((places.ROOT / "ttlib" / f"{part}.py").exists() for part in bench.CODE)
+
+
+def test_a_missing_table_is_measured_but_not_in_mode_book(tmp_path, monkeypatch):
+    commands, path = [], tmp_path / "bench_planning.csv"
+    monkeypatch.setattr(places, "folder", lambda size: tmp_path)
+
+    def run(command, check):
+        commands.append(command[1:])
+        path.write_text("task\nhopper\n")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setenv("TTLIB_MODE", "book")
+    with pytest.raises(FileNotFoundError, match="bench_planning.csv is missing.*make SIZE=smoke bench"):
+        bench.table("planning", "smoke")
+    monkeypatch.setenv("TTLIB_MODE", "all")
+    for _ in range(2):
+        assert bench.table("planning", "smoke").task.tolist() == ["hopper"]
+    assert commands == [["-m", "ttlib.commands.bench", "--size", "smoke"]]

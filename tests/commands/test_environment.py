@@ -1,16 +1,15 @@
-"""environment.yml, requirements.lock and pyproject.toml say the same."""
+"""Tests that environment.yml, requirements.lock and pyproject.toml agree."""
 
 import re
-import runpy
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).resolve().parents[2]
-environment = runpy.run_path(str(ROOT / "ttlib" / "commands" / "environment.py"))
-project = environment["pyproject"]()
+from ttlib.commands import environment
+from ttlib.commands.environment import ROOT
+
+project = environment.pyproject()
 
 
 @pytest.fixture
@@ -22,7 +21,7 @@ def lock() -> dict[str, str]:
 
 
 def test_environment_yml_follows_pyproject():
-    text = environment["environment_yml"](project)
+    text = environment.environment_yml(project)
     assert (ROOT / "environment.yml").read_text() == text, "run `python -m ttlib.commands.environment`"
 
 
@@ -41,7 +40,7 @@ def test_pip_half_of_environment_yml_is_what_make_installs():
 
 def test_lock_pins_every_dependency_within_its_range(lock):
     meta = project["project"]
-    wanted = [*meta["dependencies"], *environment["no_deps"](project)]
+    wanted = [*meta["dependencies"], *environment.no_deps(project)]
     for extra in meta["optional-dependencies"].values():
         wanted += extra
     for requirement in map(Requirement, wanted):
@@ -52,4 +51,4 @@ def test_lock_pins_every_dependency_within_its_range(lock):
 def test_lock_works_on_every_machine(lock):
     for name, version in lock.items():
         assert re.fullmatch(r"[0-9][0-9a-z.]*", version), f"{name}=={version} is a local build"
-        assert not name.startswith(environment["CUDA"]), f"{name} is for machines with a GPU only"
+        assert not name.startswith(environment.CUDA), f"{name} is for machines with a GPU only"

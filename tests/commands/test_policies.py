@@ -1,19 +1,17 @@
-"""The shipped behaviour policies against their records, and the tool that trains them anew."""
+"""Tests of the shipped behaviour policies against their records, and of the command that trains them anew."""
 
 import json
-import runpy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from ttlib import files
+from ttlib.commands import policies as command
 from ttlib.datasets import regenerated
 from ttlib.environments import policies, tasks
-from ttlib.pipeline import places
 
-tool = runpy.run_path(str(places.ROOT / "ttlib" / "commands" / "policies.py"))
-RUNS = tool["RUNS"]
+RUNS = command.RUNS
 each_task = pytest.mark.parametrize("task", sorted(tasks.TASKS))
 
 
@@ -25,16 +23,14 @@ def snapshots(task):
     return {int(path.stem[5:]): dict(np.load(path)) for path in (policies.POLICIES / task).glob("step_*.npz")}
 
 
-# -- what is shipped ---------------------------------------------------------------------------------------
-
 @each_task
 def test_snapshots_are_those_that_the_record_names(task):
-    record, found = record_of(task), snapshots(task)
-    assert sorted(found) == record.get("shipped", record["steps"])
-    assert set(found) <= set(record["steps"])
-    assert {str(step) for step in found} <= set(record["stochastic_return"])
-    assert {step for recipe in regenerated.RECIPES[task].values() for step in recipe.snapshots} - {0} <= set(found)
-    weights = [w["hidden1_weight"].tobytes() for w in found.values()]
+    record, shipped = record_of(task), snapshots(task)
+    assert sorted(shipped) == record.get("shipped", record["steps"])
+    assert set(shipped) <= set(record["steps"])
+    assert {str(step) for step in shipped} <= set(record["stochastic_return"])
+    assert {step for recipe in regenerated.RECIPES[task].values() for step in recipe.snapshots} - {0} <= set(shipped)
+    weights = [w["hidden1_weight"].tobytes() for w in shipped.values()]
     assert len(set(weights)) == len(weights), "one snapshot under two names"
 
 
@@ -63,8 +59,6 @@ def test_a_snapshot_earns_what_its_record_says(task, step):
     assert abs(total - said["mean"]) < 6 * said["std"]
 
 
-# -- training them anew ------------------------------------------------------------------------------------
-
 @each_task
 def test_the_recipe_is_the_records(task):
     run, record, spec = RUNS[task], record_of(task), tasks.make(task).spec
@@ -78,28 +72,28 @@ def test_the_recipe_is_the_records(task):
 
 def test_an_unknown_task_is_answered_with_the_nearest():
     with pytest.raises(ValueError, match="'waker2d'.*'walker2d'"):
-        tool["main"](["waker2d"])
+        command.main(["waker2d"])
 
 
 def tiny(algorithm="SAC", **changes):
     """Three snapshots of a small agent; updates begin before the first."""
     small = {"batch_size": 4, "learning_starts": 40, "hidden": [6, 5]}
-    return tool["Run"](algorithm, 600, every=200, hyperparameters=tool["HYPERPARAMETERS"] | small | changes)
+    return command.Run(algorithm, 600, every=200, hyperparameters=command.HYPERPARAMETERS | small | changes)
 
 
 @pytest.mark.parametrize("algorithm", ["SAC", "TQC"])
 def test_exported_arrays_act_as_the_librarys_actor(algorithm, tmp_path, monkeypatch):
     pytest.importorskip("sbx")
-    agent, states = tool["new_agent"]("humanoid", tiny(algorithm)), np.random.default_rng(0).normal(size=(7, 45))
+    agent, states = command.new_agent("humanoid", tiny(algorithm)), np.random.default_rng(0).normal(size=(7, 45))
     layers = agent.policy.actor_state.params["params"]
     layers["Dense_3"]["bias"] = np.linspace(-25, 5, 17)  # log_std is clipped on both sides
     layers["Dense_0"]["bias"] = np.linspace(-1, 1, 6)
     monkeypatch.setattr(policies, "POLICIES", tmp_path)
-    tool["write_npz"](tmp_path / "humanoid" / "step_0000001.npz", tool["actor_arrays"](agent))
+    command.write_npz(tmp_path / "humanoid" / "step_0000001.npz", command.actor_arrays(agent))
     act = policies.policy("humanoid", 1)
 
     class Drawn:
-        """A generator of which one knows what it draws."""
+        """A generator that draws known numbers."""
 
         def __init__(self, noise):
             self.standard_normal = lambda shape: np.broadcast_to(noise, shape)
@@ -114,16 +108,16 @@ def test_exported_arrays_act_as_the_librarys_actor(algorithm, tmp_path, monkeypa
 
 def test_diverged_training_is_not_exported():
     pytest.importorskip("sbx")
-    agent = tool["new_agent"]("hopper", tiny())
+    agent = command.new_agent("hopper", tiny())
     agent.policy.actor_state.params["params"]["Dense_2"]["bias"] = np.array([0, np.nan, 0])
     with pytest.raises(ValueError, match="mean_bias.*not finite"):
-        tool["actor_arrays"](agent)
+        command.actor_arrays(agent)
 
 
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path, monkeypatch):
     pytest.importorskip("sbx")
     run, killed, whole = tiny(), tmp_path / "killed", tmp_path / "whole"
-    tool["train"]("hopper", run, whole)
+    command.train("hopper", run, whole)
     write_aside = files.write_aside
 
     def dies(path, write):
@@ -133,11 +127,11 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(files, "write_aside", dies)
-        tool["train"]("hopper", run, killed)
-    assert tool["steps_done"](killed) == 200
+        command.train("hopper", run, killed)
+    assert command.steps_done(killed) == 200
     with pytest.raises(ValueError, match="seed 0, now 1"):
-        tool["train"]("hopper", replace(run, seed=1), killed)
-    tool["train"]("hopper", run, killed)
+        command.train("hopper", replace(run, seed=1), killed)
+    command.train("hopper", run, killed)
     assert (killed / "record.json").read_text() == (whole / "record.json").read_text()
     for name in ("step_0000400.npz", "step_0000600.npz"):
         one, other = (np.load(folder / name) for folder in (killed, whole))

@@ -1,4 +1,4 @@
-"""Collected data are what the environment did; Minari's episodes come out as they went in; own data are found again."""
+"""Collected data are what the environment did, Minari's episodes are converted exactly, and own data are stored."""
 
 import sys
 from dataclasses import replace
@@ -10,14 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttlib import data, tokenizer
 from ttlib.datasets import own
+from ttlib.datasets.arrays import KEYS, episodes
 from ttlib.pipeline import experiments, store
 from ttlib.tokenizer import Transition
 
 
 class Counter:
-    """state (2,): episode and step.  Episode i has lengths[i % 3] steps; every second one ends by itself."""
+    """The state is the episode i and the step.  It has lengths[i % 3] steps; odd ones end in a terminal."""
 
     def __init__(self, lengths):
         self.lengths, self.episode, self.seeds = lengths, -1, []
@@ -38,7 +38,7 @@ class Counter:
 def test_collected_arrays_are_what_the_environment_did(lengths, steps, seed):
     env = Counter(lengths)
     arrays = own.collect(env, lambda state, rng: np.array([state[1] + rng.random()]), steps, seed)
-    assert tuple(arrays) == data.KEYS and all(len(array) == steps for array in arrays.values())
+    assert tuple(arrays) == KEYS and all(len(array) == steps for array in arrays.values())
     expected = [(episode, t) for episode in range(steps) for t in range(lengths[episode % 3])][:steps]
     assert arrays["observations"].tolist() == [list(map(float, pair)) for pair in expected]
     assert (np.floor(arrays["actions"][:, 0]) == arrays["observations"][:, 1]).all()  # the state before the action
@@ -49,6 +49,15 @@ def test_collected_arrays_are_what_the_environment_did(lengths, steps, seed):
         assert arrays["terminals"][row] == terminal
         assert arrays["timeouts"][row] == ((last or row == steps - 1) and not terminal)
     assert len(set(env.seeds)) == len(env.seeds)
+
+
+def test_infos_are_taken_before_each_action_and_resets_can_have_one_seed():
+    env = Counter([2, 3, 1])
+    infos = lambda env: {"infos/t": env.t, "infos/place": np.array([env.episode, env.t])}  # noqa: E731
+    arrays = own.collect(env, lambda state, rng: np.zeros(1), 9, seed=[0, 1], reset_seed=7, infos=infos)
+    assert tuple(arrays) == (*KEYS, "infos/t", "infos/place")
+    assert (arrays["infos/place"] == arrays["observations"]).all()
+    assert (arrays["infos/t"] == arrays["observations"][:, 1]).all() and set(env.seeds) == {7}
 
 
 def test_the_clumsy_controller_pumps_energy_towards_that_of_standing_upright():
@@ -62,9 +71,9 @@ def test_the_clumsy_controller_pumps_energy_towards_that_of_standing_upright():
 
 
 def test_swing_up_is_a_recipe():
-    """Same seed, same arrays; the rewards are the pendulum's, its actions leave [-1, 1], its episodes time out."""
+    """The same seed gives the same arrays.  Rewards are the pendulum's, actions exceed [-1, 1], episodes time out."""
     a, again, other = own.swing_up(450, 0), own.swing_up(450, 0), own.swing_up(450, 1)
-    assert all((a[name] == again[name]).all() for name in data.KEYS)
+    assert all((a[name] == again[name]).all() for name in KEYS)
     assert not (a["observations"] == other["observations"]).all()
     assert np.flatnonzero(a["timeouts"]).tolist() == [199, 399, 449] and not a["terminals"].any()
     angle = np.arctan2(*a["observations"].astype(float).T[[1, 0]])
@@ -73,11 +82,8 @@ def test_swing_up_is_a_recipe():
     assert 1 < np.abs(a["actions"]).max() <= 2
 
 
-# -- Minari ------------------------------------------------------------------------------------------------
-
-
 def episode(number, states, actions, rewards, terminal, truncated):
-    """Minari's EpisodeData: T + 1 observations, flags of length T."""
+    """Return an episode like Minari's EpisodeData, with T + 1 observations and T flags."""
     ends = np.zeros((2, len(rewards)), bool)
     ends[:, -1] = terminal, truncated
     return SimpleNamespace(id=number, observations=states, actions=actions, rewards=rewards,
@@ -94,20 +100,19 @@ ways = st.sampled_from([(True, False), (False, True), (False, False)])
 @given(st.lists(st.tuples(st.integers(1, 5), ways), min_size=1, max_size=6))
 def test_minari_episodes_are_the_episodes_of_the_arrays(shapes):
     rng = np.random.default_rng(0)
-    given_ = [
-        episode(i, rng.normal(size=(T + 1, 2)), rng.normal(size=(T, 3)), rng.normal(size=T), *ends)
-        for i, (T, ends) in enumerate(shapes)
-    ]
-    found = data.episodes(own.from_minari(dataset(given_)))
-    assert len(found) == len(given_)
-    for i, e in enumerate(given_):
-        rows = slice(found.starts[i], found.starts[i + 1])
-        assert (found.states[rows] == e.observations[:-1]).all() and (found.actions[rows] == e.actions).all()
-        assert (found.rewards[rows] == e.rewards).all() and found.terminal[i] == shapes[i][1][0]
-    assert not any(e.truncations[-1] for e, (_, ends) in zip(given_, shapes) if not ends[1])  # not changed in place
+    originals = [episode(i, rng.normal(size=(T + 1, 2)), rng.normal(size=(T, 3)), rng.normal(size=T), *ends)
+                 for i, (T, ends) in enumerate(shapes)]
+    converted = episodes(own.from_minari(dataset(originals)))
+    assert len(converted) == len(originals)
+    for i, e in enumerate(originals):
+        rows = slice(converted.starts[i], converted.starts[i + 1])
+        assert (converted.states[rows] == e.observations[:-1]).all() and (converted.actions[rows] == e.actions).all()
+        assert (converted.rewards[rows] == e.rewards).all() and converted.terminal[i] == shapes[i][1][0]
+    for e, (_, ends) in zip(originals, shapes):
+        assert e.truncations[-1] == ends[1]  # the dataset itself is not changed
 
 
-def test_without_minari_the_way_out_is_named(monkeypatch):
+def test_without_minari_the_error_names_the_way_out(monkeypatch):
     monkeypatch.setitem(sys.modules, "minari", None)
     with pytest.raises(ImportError, match="'pen/human-v2' .*not installed.*pip install minari"):
         own.from_minari("pen/human-v2")
@@ -120,7 +125,7 @@ def test_a_name_is_looked_up_by_minari(monkeypatch):
     assert own.from_minari("my/data-v0")["actions"].tolist() == [[1.0], [1.0]]
 
 
-def test_what_is_not_an_array_is_refused():
+def test_entries_that_are_not_arrays_are_refused():
     image = {"image": np.zeros((3, 8, 8)), "speed": np.zeros((3, 1))}
     for states, actions, name in [(image, np.ones((2, 1)), "observations"), (np.zeros((3, 2)), (1, 2), "actions")]:
         broken = dataset([episode(7, states, actions, np.ones(2), True, False)])
@@ -128,13 +133,10 @@ def test_what_is_not_an_array_is_refused():
             own.from_minari(broken)
 
 
-# -- found again by content --------------------------------------------------------------------------------
-
-
 def some_arrays(n=40, seed=0):
     rng = np.random.default_rng(seed)
     states, actions, t = rng.normal(size=(n, 2)).astype(np.float32), rng.uniform(-5, 5, (n, 1)), np.arange(n) % 8
-    return dict(zip(data.KEYS, (states, actions, rng.normal(size=n), t == 3, t == 7)))
+    return dict(zip(KEYS, (states, actions, rng.normal(size=n), t == 3, t == 7)))
 
 
 @pytest.fixture
@@ -144,12 +146,12 @@ def elsewhere(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_what_is_kept_is_found(elsewhere):
+def test_stored_data_are_found(elsewhere):
     arrays = some_arrays()
-    found = store.dataset(store.keep("mine", arrays | {"infos/extra": np.zeros(3)}, action_range=(-5, 5)))
-    assert (found.states == arrays["observations"]).all() and (found.actions == arrays["actions"]).all()
-    assert (found.rewards == arrays["rewards"]).all()
-    assert found.starts.tolist() == [*range(0, 41, 4)] and found.terminal.tolist() == [True, False] * 5
+    stored = store.dataset(store.keep("mine", arrays | {"infos/extra": np.zeros(3)}, action_range=(-5, 5)))
+    assert (stored.states == arrays["observations"]).all() and (stored.actions == arrays["actions"]).all()
+    assert (stored.rewards == arrays["rewards"]).all()
+    assert stored.starts.tolist() == [*range(0, 41, 4)] and stored.terminal.tolist() == [True, False] * 5
 
 
 def test_data_are_known_by_their_content(elsewhere):
@@ -157,7 +159,7 @@ def test_data_are_known_by_their_content(elsewhere):
     config = store.keep("mine", arrays)
     assert store.keep("mine", {k: v.copy() for k, v in arrays.items()}) == config
     keys = {store.data_key(config)}
-    for name in data.KEYS:
+    for name in KEYS:
         changed = {k: v.copy() for k, v in arrays.items()}
         changed[name][5] = 1 - changed[name][5]
         keys.add(store.data_key(store.keep("mine", changed)))
@@ -166,7 +168,7 @@ def test_data_are_known_by_their_content(elsewhere):
     assert store.model_key(e) != store.model_key(replace(e, data=store.keep("mine", changed)))
 
 
-def test_what_is_refused_leaves_no_file(elsewhere):
+def test_refused_data_leave_no_file(elsewhere):
     arrays = some_arrays()
     for name, bad, options in [("mine", arrays | {"rewards": np.full(40, np.nan)}, {}), ("../mine", arrays, {}),
                                ("mine", arrays, {"action_range": (-1, 1)})]:  # fmt: skip
@@ -175,7 +177,7 @@ def test_what_is_refused_leaves_no_file(elsewhere):
     assert not list(elsewhere.iterdir())
 
 
-def test_own_data_that_are_gone_are_not_made_up(elsewhere):
+def test_missing_own_data_are_an_error(elsewhere):
     config = store.keep("mine", some_arrays())
     next(elsewhere.iterdir()).unlink()
     with pytest.raises(FileNotFoundError, match="own-mine-.* is missing: .*store.keep"):
@@ -184,20 +186,12 @@ def test_own_data_that_are_gone_are_not_made_up(elsewhere):
 
 @pytest.mark.parametrize("profile", experiments.PROFILES)
 def test_windows_of_own_data_hold_their_numbers(elsewhere, profile):
-    """To half a bin, actions beyond [-1, 1] included."""
+    """Decoded values are within half a bin, also for actions beyond [-1, 1]."""
     e = experiments.own("mine", store.keep("mine", some_arrays(400)), Transition(2, 1), "smoke", profile)
     training, _ = store.windows(e)
-    t, part = training.tokenizer, store.dataset(e.data).split(e.data.held_out, e.data.seed)[0]
+    t, part = training.tokenizer, store.split(e.data)[0]
     ids = training.batch(torch.arange(len(training)))[0][:, : t.transition.D]
     half = t.width.gather(1, ids.T - t.offset[:, None]).T / 2
-    given_ = torch.from_numpy(np.hstack([part.states, part.actions]))
-    assert ((t.decode(ids)[:, :3] - given_).abs() <= half[:, :3] * (1 + 1e-6)).all()
-    assert given_[:, 2].abs().max() > 4
-
-
-@given(st.integers(2, 100))
-def test_whole_numbers_survive_uniform_bins_and_rounding(k):
-    """Discrete actions of page 07: 0 .. k - 1 in at most V bins."""
-    steps = torch.arange(k, dtype=torch.float64).repeat(5, 1).T.contiguous()
-    t = tokenizer.fit(steps, Transition(2, 1), 100)
-    assert (t.decode(t.encode(steps, slice(None))).round() == steps).all()
+    values = torch.from_numpy(np.hstack([part.states, part.actions]))
+    assert ((t.decode(ids)[:, :3] - values).abs() <= half[:, :3] * (1 + 1e-6)).all()
+    assert values[:, 2].abs().max() > 4

@@ -1,4 +1,4 @@
-"""Four rooms: walls hold, lengths are geodesic, the demonstrator gets there and straight walking does not."""
+"""Walls hold, path lengths are geodesic, and the demonstrator reaches its goals."""
 
 import itertools
 import warnings
@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import dijkstra
 from ttlib.environments import four_rooms
 
 FACES = np.unique(four_rooms.WALLS.clip(0, four_rooms.SIDE)).tolist()
-coordinate = st.floats(0, four_rooms.SIDE, width=32) | st.sampled_from(FACES)         # touching a wall, too
+coordinate = st.floats(0, four_rooms.SIDE, width=32) | st.sampled_from(FACES)         # also on the faces of walls
 component = st.floats(-1, 1) | st.sampled_from([-1.0, 0.0, 1.0])
 points, actions = st.tuples(coordinate, coordinate), st.tuples(component, component)
 
@@ -25,18 +25,9 @@ def pairs(n, seed=0):
 
 
 def along(p, q, samples):
-    """(n, 2), (n, 2) -> (n, samples, 2) float32: points on the segments, ends included."""
+    """Return points on segments, ends included.  (n, 2), (n, 2) -> (n, samples, 2) float32"""
     p, q = (np.asarray(point, float)[:, None] for point in (p, q))
     return (p + np.linspace(0, 1, samples)[:, None] * (q - p)).astype(np.float32)
-
-
-def walk(position, goal, policy, steps=four_rooms.MAX_STEPS):
-    """Positions (steps + 1, n, 2) under policy(position, goal), standing still once there."""
-    track = [position]
-    for _ in range(steps):
-        stay = four_rooms.reached(track[-1], goal)[:, None]
-        track.append(np.where(stay, track[-1], four_rooms.move(track[-1], policy(track[-1], goal))))
-    return np.array(track)
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +37,10 @@ def data():
 
 @pytest.fixture(scope="module")
 def episodes(data):
-    """First and last row of each episode."""
+    """Return the first and the last row of each episode."""
     last = np.flatnonzero(data["terminals"] | data["timeouts"])
     return np.concatenate([[0], last[:-1] + 1]), last
 
-
-# -- geometry ----------------------------------------------------------------------------------------------
 
 def test_free_points_are_uniform():
     x = (np.arange(400) + 0.5) * four_rooms.SIDE / 400
@@ -59,8 +48,8 @@ def test_free_points_are_uniform():
     area = np.bincount(four_rooms.room(grid[four_rooms.free(grid)]), minlength=4) / four_rooms.free(grid).sum()
     sample = four_rooms.sample_free(20_000, np.random.default_rng(0))
     assert four_rooms.free(sample).all()
-    found = np.bincount(four_rooms.room(sample), minlength=4) / len(sample)
-    assert np.abs(found - area).max() < 4 * np.sqrt(0.25 / len(sample))
+    fractions = np.bincount(four_rooms.room(sample), minlength=4) / len(sample)
+    assert np.abs(fractions - area).max() < 4 * np.sqrt(0.25 / len(sample))
 
 
 def test_doors_join_neighbouring_rooms():
@@ -84,24 +73,6 @@ def test_a_step_stays_out_of_walls_and_is_never_longer_than_asked(point, action)
     assert four_rooms.free(along([point], end, 50)).all()
 
 
-def test_long_walks_change_room_only_through_doors():
-    rng = np.random.default_rng(1)
-    position = four_rooms.sample_free(300, rng)
-    heading = rng.uniform(-1, 1, (300, 2))
-    changes = 0
-    for step in range(200):
-        if step % 20 == 0:
-            heading = rng.uniform(-1.5, 1.5, (300, 2))                             # pushes at walls for long
-        end = four_rooms.move(position, heading)
-        changed = four_rooms.room(end) != four_rooms.room(position)
-        way = along(position[changed], end[changed], 101)
-        turn = way[np.arange(len(way)), (np.diff(four_rooms.room(way)) != 0).argmax(1)]
-        to_door = np.abs(turn[:, None] - four_rooms.DOORS).max(-1).min(1)
-        assert four_rooms.free(end).all() and (to_door <= four_rooms.DOOR / 2 + 1e-6).all()
-        position, changes = end, changes + changed.sum()
-    assert changes > 100
-
-
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.floats(0, 0.4), st.floats(-1, 1))
 def test_sliding_keeps_the_tangential_component(gap, a):
@@ -113,8 +84,6 @@ def test_sliding_keeps_the_tangential_component(gap, a):
     assert four_rooms.move([(7, top - gap)], [(a, 1)])[0] == pytest.approx((7 + step * a, top), abs=1e-6)
 
 
-# -- shortest paths ----------------------------------------------------------------------------------------
-
 def test_shortest_path_is_straight_exactly_where_the_goal_is_visible():
     start, goal = pairs(2000)
     straight = np.linalg.norm(goal.astype(float) - start, axis=1)
@@ -125,20 +94,11 @@ def test_shortest_path_is_straight_exactly_where_the_goal_is_visible():
     assert (length[~visible] > straight[~visible]).all()
 
 
-def test_shortest_path_is_a_metric():
-    a, b = pairs(2000, 1)
-    c = four_rooms.sample_free(2000, np.random.default_rng(2))
-    d = four_rooms.shortest_path
-    assert d(a, b) == pytest.approx(d(b, a), abs=1e-12)
-    assert (d(a, c) <= d(a, b) + d(b, c) + 1e-9).all()
-    assert (d(a, a) == 0).all()
-
-
 def test_shortest_path_agrees_with_dijkstra_on_a_grid():
-    m = 81                                                          # spacing 1/8: wall faces lie on the grid
+    m = 81                                                          # spacing 1/8, so that wall faces lie on the grid
     grid = np.stack(np.meshgrid(np.arange(m), np.arange(m), indexing="ij"), -1).reshape(-1, 2)
     edges = []
-    for shift in itertools.product(range(4), range(-3, 4)):     # coprime directions: lengths within 1.5 %
+    for shift in itertools.product(range(4), range(-3, 4)):     # with coprime directions, lengths are within 1.5%
         if np.gcd(*shift) == 1:
             inside = ((grid + shift >= 0) & (grid + shift < m)).all(1)
             edges.append(np.stack([grid[inside], grid[inside] + shift], 1))
@@ -148,22 +108,10 @@ def test_shortest_path_agrees_with_dijkstra_on_a_grid():
     graph = coo_matrix((np.linalg.norm(edges[:, 0] - edges[:, 1], axis=1), (i, j)), (m * m, m * m)).tocsr()
     nodes = np.flatnonzero(four_rooms.free(grid * four_rooms.SIDE / (m - 1)))
     sources, targets = np.random.default_rng(0).choice(nodes, (2, 10))
-    found = dijkstra(graph, directed=False, indices=sources)[:, targets]
+    on_grid = dijkstra(graph, directed=False, indices=sources)[:, targets]
     at = grid * four_rooms.SIDE / (m - 1)
     exact = [four_rooms.shortest_path(np.repeat(at[[s]], 10, 0), at[targets]) for s in sources]
-    assert found == pytest.approx(np.array(exact), rel=0.02, abs=1e-9)
-
-
-# -- policies ----------------------------------------------------------------------------------------------
-
-def test_rooms_crossed_counts_the_rooms_a_noiseless_demonstrator_enters():
-    start, goal = pairs(800)
-    far = [np.linalg.norm(p[:, None] - four_rooms.DOORS, axis=-1).min(1) > 1 for p in (start, goal)]
-    start, goal = start[far[0] & far[1]], goal[far[0] & far[1]]
-    rng = np.random.default_rng(0)
-    track = walk(start, goal, lambda p, g: four_rooms.demonstrator(p, g, rng, noise=0.0))
-    entered = (np.diff(four_rooms.room(track), axis=0) != 0).sum(0)
-    assert (entered == four_rooms.rooms_crossed(start, goal)).all()
+    assert on_grid == pytest.approx(np.array(exact), rel=0.02, abs=1e-9)
 
 
 def test_demonstrator_reaches_goals_by_nearly_shortest_paths(data, episodes):
@@ -172,17 +120,11 @@ def test_demonstrator_reaches_goals_by_nearly_shortest_paths(data, episodes):
     assert data["terminals"][last].mean() >= 0.999
     steps = np.linalg.norm(np.diff(position, axis=0), axis=1)
     walked = np.array([steps[a:b].sum() for a, b in zip(first, last)])
-    # Up to where it stopped: against the way to the goal itself, stopping at its radius would be a bonus.
+    # The path to compare with ends where the demonstrator stopped; the goal can be GOAL_RADIUS further away.
     shortest = four_rooms.shortest_path(position[first], position[last])
     assert (walked >= shortest - 1e-9).all()
     assert (walked / shortest).mean() < 1.15
     assert (walked / four_rooms.shortest_path(position[first], goal[first])).mean() < 1.1
-
-
-def test_walking_straight_fails_on_most_pairs_that_cross_rooms():
-    start, goal = pairs(2000)
-    there = four_rooms.reached(walk(start, goal, four_rooms.straight)[-1], goal)
-    assert there[four_rooms.rooms_crossed(start, goal) > 0].mean() <= 0.3
 
 
 def test_straight_never_overshoots():
@@ -192,8 +134,6 @@ def test_straight_never_overshoots():
     assert np.linalg.norm(action, axis=1) == pytest.approx(np.minimum(ahead, 1), abs=1e-6)
     assert (np.abs(action) <= 1).all()
 
-
-# -- demonstrations ----------------------------------------------------------------------------------------
 
 def test_stored_actions_carry_each_state_to_the_next(data, episodes):
     _, last = episodes
@@ -228,9 +168,9 @@ def test_excluded_pairs_of_rooms_are_the_only_ones_missing():
     data = four_rooms.demonstrations(1000, seed=0, excluded_pairs=excluded)
     last = np.flatnonzero(data["terminals"] | data["timeouts"])
     first = np.concatenate([[0], last[:-1] + 1])
-    found = set(zip(four_rooms.room(data["observations"][first]).tolist(),
-                    four_rooms.room(data["infos/goal"][first]).tolist()))
-    assert found == set(itertools.product(range(4), repeat=2)) - excluded
+    crossed = set(zip(four_rooms.room(data["observations"][first]).tolist(),
+                      four_rooms.room(data["infos/goal"][first]).tolist()))
+    assert crossed == set(itertools.product(range(4), repeat=2)) - excluded
 
 
 def test_same_seed_same_bytes():
@@ -239,12 +179,10 @@ def test_same_seed_same_bytes():
     assert a["actions"].tobytes() != other["actions"].tobytes()
 
 
-# -- environment -------------------------------------------------------------------------------------------
-
-def test_check_env_has_nothing_to_say():
+def test_check_env_gives_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_env(gymnasium.make("ttlib/FourRooms-v0", render_mode="rgb_array").unwrapped)
+        check_env(gymnasium.make("ttlib/FourRooms-v0").unwrapped, skip_render_check=True)
 
 
 def test_env_replays_a_demonstration(data, episodes):
@@ -267,21 +205,6 @@ def test_env_is_truncated_at_the_time_limit():
     assert ends == [(False, False)] * (four_rooms.MAX_STEPS - 1) + [(False, True)]
 
 
-def test_picture_shows_walls_agent_and_goal_where_they_are():
-    env = gymnasium.make("ttlib/FourRooms-v0", render_mode="rgb_array").unwrapped
-    env.reset(options={"start": (1, 2), "goal": (9, 8)})
-    image = env.render()
-    scale = len(image) / four_rooms.SIDE
-
-    def pixel(x, y):
-        return image[int((four_rooms.SIDE - y) * scale), int(x * scale)]
-
-    assert pixel(1, 2).argmax() == 0 and pixel(9, 8).argmax() == 1                # red agent, green goal
-    assert (pixel(1, 8) == 255).all() and (pixel(3, 5) < 100).all()
-
-
-# -- doors of the module -----------------------------------------------------------------------------------
-
 @pytest.mark.parametrize("name", ["start", "goal"])
 @pytest.mark.parametrize("point", [(5, 5), (-0.1, 1), (1, 10.5), (np.nan, 1), (np.inf, 1)])
 def test_points_that_are_not_free_are_named(name, point):
@@ -294,10 +217,9 @@ def test_points_that_are_not_free_are_named(name, point):
 
 
 @pytest.mark.parametrize("options, match", [
-    ({"start": (1, 1, 1)}, r"start \(1, 1, 1\) .*shape"),
-    ({"goal": 3.0}, "goal 3.0 .*shape"),
+    ({"start": (1, 1, 1)}, r"start \(1, 1, 1\) .*shape"), ({"goal": 3.0}, "goal 3.0 .*shape"),
     ({"gaol": (1, 1)}, "gaol"),
-])
+])  # fmt: skip
 def test_bad_reset_options_are_refused(options, match):
     with pytest.raises(ValueError, match=match):
         four_rooms.FourRooms().reset(options=options)
@@ -311,18 +233,11 @@ def test_bad_actions_are_refused(action):
         env.step(action)
 
 
-@pytest.mark.parametrize("n", [0, -3])
-def test_less_than_one_demonstration_is_refused(n):
-    with pytest.raises(ValueError, match=f"n={n} .*at least 1"):
-        four_rooms.demonstrations(n, seed=0)
-
-
-@pytest.mark.parametrize("bad, match", [
-    ([(0, 4)], r"\(0, 4\).*0\.\.3"),
-    ([(0, 1, 2)], "start room, goal room"),
-    ((0, 3), "start room, goal room"),
-    (list(itertools.product(range(4), repeat=2)), "leave at least one"),
-])
-def test_bad_excluded_pairs_are_refused(bad, match):
+@pytest.mark.parametrize("n, excluded, match", [
+    (0, (), "n=0 .*at least 1"), (-3, (), "n=-3 .*at least 1"), (1, [(0, 4)], r"\(0, 4\).*0\.\.3"),
+    (1, [(0, 1, 2)], "start room, goal room"), (1, (0, 3), "start room, goal room"),
+    (1, list(itertools.product(range(4), repeat=2)), "leave at least one"),
+])  # fmt: skip
+def test_impossible_demonstrations_are_refused(n, excluded, match):
     with pytest.raises(ValueError, match=match):
-        four_rooms.demonstrations(1, seed=0, excluded_pairs=bad)
+        four_rooms.demonstrations(n, seed=0, excluded_pairs=excluded)

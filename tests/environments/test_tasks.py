@@ -1,18 +1,18 @@
-"""Simulators, their two physics, behaviour policies and what they roll out."""
+"""Simulators and their two physics, behaviour policies and the datasets that they make."""
 
 import gymnasium
 import numpy as np
 import pytest
 
-from ttlib import data
 from ttlib.datasets import hdf5, regenerated
+from ttlib.datasets.arrays import KEYS, episodes
 from ttlib.datasets.regenerated import Recipe
 from ttlib.environments import bodies, policies, tasks
 from ttlib.pipeline import store
 
 
 def simulated(env, actions, seed=0):
-    """Joint positions and velocities after each action."""
+    """Return the joint positions and velocities after each action."""
     env.reset(seed=seed)
     rows = []
     for action in actions:
@@ -26,12 +26,10 @@ def random_actions(env, steps, seed=0):
     return np.random.default_rng(seed).uniform(low, high, (steps, len(low))).astype(np.float32)
 
 
-# -- physics -----------------------------------------------------------------------------------------------
-
 def test_the_old_hopper_masses():
     mass = tasks.make("hopper", "d4rl").unwrapped.model.body_mass
     assert mass[1:] == pytest.approx([3.53429174, 3.92699082, 2.71433605, 5.0893801], abs=1e-8)
-    # A cylinder lengthened by half a radius at both ends, of water's density: torso, thigh, leg, foot.
+    # Cylinders with the density of water, longer by half a radius at both ends: torso, thigh, leg, foot.
     radius, length = np.array([0.05, 0.05, 0.04, 0.06]), np.array([0.4, 0.45, 0.5, 0.39])
     assert mass[1:] == pytest.approx(1000 * np.pi * radius**2 * (length + radius))
 
@@ -45,13 +43,13 @@ def test_old_physics_are_a_capsules_own_but_for_mass_inertia_and_margin(task):
     for same in ("geom_type", "geom_size", "geom_friction", "jnt_range", "actuator_gear", "opt"):
         a, b = getattr(now, same), getattr(old, same)
         assert a.timestep == b.timestep if same == "opt" else (a == b).all()
-    if task == "halfcheetah":  # its file fixes the total, so that only the shares move
+    if task == "halfcheetah":  # its file fixes the total mass, so that only its distribution changes
         assert old.body_mass.sum() == pytest.approx(now.body_mass.sum()) == pytest.approx(14)
 
 
 @pytest.mark.parametrize("name", ["Hopper", "HalfCheetah", "Walker2d"])
 def test_v4_and_v5_move_alike_but_for_walker2d(name):
-    """Why -v4 stands in TASKS: the feet of Walker2d-v5 have another friction."""
+    """The feet of Walker2d-v5 have another friction, which is why TASKS has -v4."""
     v4, v5 = tasks.make(name.lower()), gymnasium.make(f"{name}-v5")
     actions = random_actions(v4, 100)
     now, new = simulated(v4, actions), simulated(v5, actions)
@@ -60,11 +58,11 @@ def test_v4_and_v5_move_alike_but_for_walker2d(name):
 
 @pytest.mark.parametrize("physics", tasks.PHYSICS)
 def test_a_replay_names_the_physics_a_file_was_made_with(tmp_path, physics):
-    arrays = regenerated._behave("hopper", 0, 150, [0], Recipe((0,)), physics)
+    arrays = regenerated._roll_out("hopper", 0, 150, [0], Recipe((0,)), physics)
     right = tasks.replay_error("hopper", arrays, physics)
     wrong = tasks.replay_error("hopper", arrays, next(p for p in tasks.PHYSICS if p != physics))
-    going_on = ~(arrays["terminals"] | arrays["timeouts"])
-    assert len(right) == going_on.sum()
+    has_next = ~(arrays["terminals"] | arrays["timeouts"])
+    assert len(right) == has_next.sum()
     assert right.max() < 1e-6 < 1e-3 < np.median(wrong)
 
 
@@ -72,8 +70,6 @@ def test_a_file_without_the_simulators_state_cannot_be_replayed():
     with pytest.raises(ValueError, match=r"\['infos/qpos', 'infos/qvel'\] are missing"):
         tasks.replay_error("hopper", {"terminals": [], "timeouts": []}, "modern")
 
-
-# -- the humanoid, and poses from states -------------------------------------------------------------------
 
 def test_the_humanoids_state_is_its_joints_without_the_roots_place():
     env = tasks.make("humanoid")
@@ -93,25 +89,23 @@ def test_poses_are_recovered_from_states_to_a_centimetre(task, snapshot):
         states.append(state)
         qpos.append(env.unwrapped.data.qpos.copy())
         assert not terminal
-    found = bodies.pose(task, np.array(states), root=qpos[0][:2])
+    recovered = bodies.pose(task, np.array(states), root=qpos[0][:2])
     truth, _, _ = bodies.capsules(task, np.array(qpos))
-    ends, _, _ = bodies.capsules(task, found)
+    ends, _, _ = bodies.capsules(task, recovered)
     assert np.abs(ends - truth).max() < 0.01
-    assert np.abs(ends[..., 0] - ends[0, ..., 0]).max() > 0.1  # it has moved
+    assert np.abs(ends[..., 0] - ends[0, ..., 0]).max() > 0.1  # the robot has moved
 
-
-# -- behaviour ---------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("task", tasks.TASKS)
 def test_actions_are_the_tasks_own(task):
-    """Snapshot 0 is uniform over the action space; a trained policy's tanh is scaled to it."""
+    """Snapshot 0 is uniform over the action space, and the tanh of a trained policy is scaled to it."""
     space = tasks.make(task).action_space
     rng, states = np.random.default_rng(0), np.zeros((4000, tasks.make(task).observation_space.shape[0]))
     random = policies.policy(task, 0)(states, rng)
     assert random.mean(0) == pytest.approx((space.low + space.high) / 2, abs=0.05)
     assert random.std(0) == pytest.approx((space.high - space.low) / np.sqrt(12), rel=0.05)
-    for made in regenerated.RECIPES[task].values():
-        for step in made.snapshots:
+    for recipe in regenerated.RECIPES[task].values():
+        for step in recipe.snapshots:
             wild = policies.policy(task, step)(states[:100] + 10 * rng.standard_normal(states[:100].shape), rng)
             assert (wild >= space.low).all() and (wild <= space.high).all()
             if step:
@@ -127,42 +121,40 @@ def test_unknown_names_are_answered_with_the_nearest():
         regenerated.recipe("walker2d", "mediun")
     with pytest.raises(ValueError, match="unknown task of D4RL 'humanoid'"):
         tasks.score("humanoid", 1.0)
-    with pytest.raises(FileNotFoundError, match="step_0000007.npz is missing; snapshots of 'hopper' that are there"):
+    with pytest.raises(FileNotFoundError, match="step_0000007.npz is missing; the snapshots of 'hopper' are"):
         policies.policy("hopper", 7)
 
 
 def test_a_regenerated_file_is_its_parts_whatever_the_processes(tmp_path, monkeypatch):
-    """Two snapshots, two parts each: rolled out in a pool, and here one after the other, byte for byte."""
+    """Two snapshots with two parts each give the same bytes in a pool of processes and one after the other."""
     monkeypatch.setattr(regenerated, "WORTH_PROCESSES", 0)
     regenerated.regenerate(tmp_path / "pool", "hopper", "medium-expert", steps=203, seed=5)
-    made = regenerated.recipe("hopper", "medium-expert")
-    runs, cut = [(s, part) for s in made.snapshots for part in range(2)], [203 * i // 4 for i in range(5)]
+    recipe = regenerated.recipe("hopper", "medium-expert")
+    runs, cut = [(s, part) for s in recipe.snapshots for part in range(2)], [203 * i // 4 for i in range(5)]
     seeds = [[5, s] + [part] * (part > 0) for s, part in runs]
-    parts = [
-        regenerated._behave("hopper", s, to - at, seed, made, "modern")
-        for (s, _), at, to, seed in zip(runs, cut[:-1], cut[1:], seeds, strict=True)
-    ]
+    parts = [regenerated._roll_out("hopper", s, to - at, seed, recipe, "modern")
+             for (s, _), at, to, seed in zip(runs, cut[:-1], cut[1:], seeds, strict=True)]
     hdf5.write(tmp_path / "here", {k: np.concatenate([part[k] for part in parts]) for k in parts[0]})
     assert (tmp_path / "pool").read_bytes() == (tmp_path / "here").read_bytes()
 
     arrays = hdf5.read(tmp_path / "pool")
-    assert set(arrays) == {*data.KEYS, "infos/qpos", "infos/qvel"}
+    assert set(arrays) == {*KEYS, "infos/qpos", "infos/qvel"}
     assert all(len(column) == 203 for column in arrays.values())
     assert (arrays["timeouts"] | arrays["terminals"])[np.array(cut[1:]) - 1].all()
-    first = data.episodes(arrays).starts[:-1]
-    assert len(np.unique(arrays["observations"][first], axis=0)) == len(first)  # no start is used twice
+    first = episodes(arrays).starts[:-1]
+    assert len(np.unique(arrays["observations"][first], axis=0)) == len(first)  # all starts differ
     for (snapshot, _), at, seed in zip(runs, cut, seeds, strict=False):
         rng, act = np.random.default_rng(seed), policies.policy("hopper", snapshot)
-        rng.integers(2**31)  # the seed of the reset
-        for t in range(at, at + 3):  # actions redrawn from the states in the file
+        rng.integers(2**31)  # this is the seed of the reset
+        for t in range(at, at + 3):  # draw the actions again, from the states in the file
             expected = act(arrays["observations"][t][None], rng)[0]
             assert arrays["actions"][t] == pytest.approx(expected, abs=1e-4)
 
 
-def test_references_begin_in_one_state_and_part(tmp_path):
-    made = Recipe((825_000,), episode_steps=6, fixed_start=True)
-    arrays = regenerated._behave("humanoid", 825_000, 18, [0], made, "modern")
-    e = data.episodes(arrays)
+def test_references_begin_in_one_state_and_separate(tmp_path):
+    recipe = Recipe((825_000,), episode_steps=6, fixed_start=True)
+    arrays = regenerated._roll_out("humanoid", 825_000, 18, [0], recipe, "modern")
+    e = episodes(arrays)
     assert e.lengths.tolist() == [6, 6, 6]
     first = arrays["infos/qpos"][e.starts[:-1]]
     assert (first == first[0]).all()
@@ -170,7 +162,7 @@ def test_references_begin_in_one_state_and_part(tmp_path):
     assert np.abs(np.diff(e.states[e.starts[1:] - 1], axis=0)).max() > 1e-3
 
 
-def test_what_makes_a_dataset_is_in_its_key():
+def test_the_key_of_a_dataset_depends_on_its_recipe():
     keys = {q: store.policy_keys("humanoid", q) for q in regenerated.RECIPES["humanoid"]}
-    assert keys["expert"][0] == keys["reference"][0]  # one policy,
-    assert keys["expert"] != keys["reference"]  # rolled out in two ways
+    assert keys["expert"][0] == keys["reference"][0]  # the policy is the same
+    assert keys["expert"] != keys["reference"]  # its episodes are not

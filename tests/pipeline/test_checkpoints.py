@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from ttlib import checkpoint, train
-from ttlib.baselines import ensemble
-from ttlib.pipeline import experiments, store
+from ttlib import checkpoint, model
+from ttlib.pipeline import experiments, packing, store
 from ttlib.studies import long_horizon
 
 FOLDERS = sorted(path for path in store.SHIPPED.glob("*") if path.is_dir())
@@ -15,17 +14,18 @@ pytestmark = pytest.mark.skipif(not SHIPPED, reason=f"no checkpoint is shipped i
 
 @pytest.fixture(scope="module", params=SHIPPED, ids=lambda folder: folder.name)
 def shipped(request):
-    loaded = checkpoint.load(request.param)
+    loaded = checkpoint.load(request.param, weights=packing.weights(request.param))
     about = loaded.about["experiment"]
     return request.param, loaded, experiments.get(about["name"], about["size"], about["profile"])
 
 
 def test_the_recorded_loss_is_reproduced(shipped):
     _, loaded, _ = shipped
+    ids, weight = store.held_out(loaded)
     with torch.inference_mode():
-        parts = zip(loaded.held_out.split(16), loaded.weight.split(16))
-        nats = sum(train.loss(loaded.model, *part).item() * part[1][:, 1:].sum().item() for part in parts)
-    nats /= loaded.weight[:, 1:].sum().item()
+        parts = zip(ids.split(16), weight.split(16))
+        nats = sum(model.loss(loaded.model, *part).item() * part[1][:, 1:].sum().item() for part in parts)
+    nats /= weight[:, 1:].sum().item()
     assert nats == pytest.approx(loaded.about["held_out_nats"], abs=1e-4)
 
 
@@ -43,12 +43,9 @@ def test_weights_are_bf16_numbers_on_finite_bins(shipped):
 
 
 def test_every_shipped_ensemble_is_the_one_that_the_figures_ask_for():
-    wanted = {}
-    for panel in experiments.PANELS:
-        protocol = experiments.long_horizon("laptop", panel)
-        wanted |= {long_horizon.ensemble_folder(protocol, seed): (protocol, seed) for seed in protocol.seeds}
+    protocols = [experiments.long_horizon("laptop", panel) for panel in experiments.PANELS]
+    fits = [long_horizon.ensemble_fit(protocol, seed) for protocol in protocols for seed in protocol.seeds]
+    by_folder = {store.checkpoint_folder(fit): fit for fit in fits}
     for folder in set(FOLDERS) - set(SHIPPED):
-        protocol, seed = wanted[folder]
-        made, about = ensemble.load(folder)
-        assert about["key"] == long_horizon.ensemble_key(protocol, seed)
-        assert made.config.hidden == protocol.ensemble.hidden and made.config.members == protocol.ensemble.members
+        made, about = store.load_or_fit(by_folder[folder])
+        assert about["key"] == store.ensemble_key(by_folder[folder]) and made.config == by_folder[folder].config

@@ -1,4 +1,4 @@
-"""A sweep on a real Ray cluster of two nodes, of which a worker and then a node are killed in the middle of a job."""
+"""Tests of a sweep on a Ray cluster of two nodes: a worker and then a node are killed in the middle of a job."""
 
 import os
 import signal
@@ -8,14 +8,13 @@ import time
 
 import pytest
 
-from ttlib.pipeline import sweep
+from ttlib.studies import jobs
 
 pytestmark = pytest.mark.cluster
-PATIENCE = 600.0  # seconds, on a machine that is busy with other things
-# One thread, and one number type whatever a busy machine times as faster: the same bits everywhere.
+PATIENCE = 600.0  # seconds, for a busy machine
+# One thread and one number format give the same bits in every process.
 SAME = {"OMP_NUM_THREADS": "1", "ONEDNN_MAX_CPU_ISA": "AVX2"}
-# Ray finds out within seconds that a node is dead, and gives it up then instead of after a minute; but it does not take
-# what a busy machine is slow to do for dead, and its workers are not nicer than other programs.
+# Ray gives up a dead node after seconds instead of a minute.  The other settings keep a busy machine from looking dead.
 SETTINGS = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 20,
             "raylet_rpc_server_reconnect_timeout_s": 5, "worker_register_timeout_seconds": 600,
             "worker_niceness": 0}  # fmt: skip
@@ -23,7 +22,7 @@ SETTINGS = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "
 
 @pytest.fixture
 def cluster(tmp_path):
-    """A head that computes nothing, and two nodes of one worker whose folders are not shared."""
+    """Start a head that computes nothing, and two nodes of one worker each, without a shared folder."""
     ray = pytest.importorskip("ray.cluster_utils")
     memory = {"object_store_memory": 80 * 2**20}
     head = {"num_cpus": 0, "include_dashboard": False, "_system_config": SETTINGS}
@@ -44,12 +43,12 @@ def start(folder, *arguments, **environment):
 
 
 def numbers(folder):
-    kept = ("tables/*.csv", "checkpoints/*/model.safetensors")
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for pattern in kept for p in folder.glob(pattern)}
+    patterns = ("tables/*.csv", "checkpoints/*/model.safetensors")
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for pattern in patterns for p in folder.glob(pattern)}
 
 
 def stopped_in_mid_job(nodes, sweeping):
-    """Waits for a node's worker that has a job, and stops it -> (node, worker, what it was doing)."""
+    """Wait for a worker that has a job, and stop it -> (node, worker, the job's label)."""
     import psutil
 
     end = time.monotonic() + PATIENCE
@@ -58,7 +57,7 @@ def stopped_in_mid_job(nodes, sweeping):
             for worker in psutil.Process(node.all_processes["raylet"][0].process.pid).children(recursive=True):
                 try:
                     worker.send_signal(signal.SIGSTOP)
-                    # Ray writes the job's name over the command line, and it stays: a stopped process ends nothing.
+                    # Ray replaces the command line by the job's name, and a stopped process cannot end its job.
                     doing = " ".join(worker.cmdline()).strip().removeprefix("ray::")
                     if doing.startswith(("model ", "rollouts ")):
                         return node, worker, doing
@@ -73,7 +72,7 @@ def test_a_killed_worker_and_a_killed_node_cost_their_jobs_alone(cluster, tmp_pa
     alone = start(tmp_path / "alone", "--executor", "inline")
     assert alone.wait(PATIENCE) == 0, alone.communicate()
     expected = numbers(tmp_path / "alone")
-    assert len(expected) == len(sweep.jobs("smoke", "hopper-expert"))
+    assert len(expected) == len(jobs.jobs("smoke", "hopper-expert"))
 
     nodes = list(cluster.worker_nodes)
     sweeping = start(tmp_path / "driver", "--executor", "ray", RAY_ADDRESS=cluster.address)
@@ -92,7 +91,7 @@ def test_a_killed_worker_and_a_killed_node_cost_their_jobs_alone(cluster, tmp_pa
     assert len(again) == 2 and all(line.startswith(job) for line, job in zip(again, (first, second))), out
     assert f"{len(expected)} of {len(expected)} jobs done, 0 running, 0 waiting, 0 failed" in out
     assert numbers(tmp_path / "driver") == expected
-    # Each node has what it made, or was given, and nothing else: no folder was shared.
-    here = [numbers(tmp_path / f"node{i}") for i in (1, 2)]
-    assert all(found.items() <= expected.items() for found in here)
-    assert expected.keys() == here[0].keys() | here[1].keys() and here[0] != here[1]
+    # No folder was shared: each node has only the files that it made or was given.
+    one, other = (numbers(tmp_path / f"node{i}") for i in (1, 2))
+    assert one.items() <= expected.items() and other.items() <= expected.items()
+    assert expected.keys() == one.keys() | other.keys() and one != other

@@ -1,11 +1,14 @@
 """Named configs: all of them hold together, and what is not there is named."""
 
 import itertools
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import fields, replace
 
 import pytest
 
-from ttlib.pipeline import experiments, places
+from ttlib.model import ModelConfig
+from ttlib.pipeline import experiments, places, store
+from ttlib.search import Plan
+from ttlib.train import TrainConfig
 
 EVERY = list(itertools.product(experiments.names(), places.SIZES, experiments.PROFILES))
 
@@ -25,10 +28,10 @@ def test_parts_of_an_experiment_agree(name, size, profile):
     assert e.model.V == e.bins.V and (e.model.prefix == e.model.transition.N) == e.goal
     assert e.goal or e.model.prefix == 0
     planned = e.plan.horizon if e.plan else e.horizon
-    assert e.past >= 0 and planned >= 1 and e.past + planned <= e.model.T
+    assert e.context >= 0 and planned >= 1 and e.context + planned <= e.model.T
     if e.plan:
         assert e.model.transition.rewards
-        assert (e.plan.gamma, e.plan.include_current) == (e.bins.gamma, e.bins.include_current)
+        assert (e.plan.gamma, e.plan.reward_in_R) == (e.bins.gamma, e.bins.reward_in_R)
     assert experiments.get(name, size, profile) == e
 
 
@@ -47,11 +50,11 @@ def test_there_is_an_experiment_of_every_name_at_laptop_size():
 def test_more_transitions_than_the_window_holds_are_refused(name, size, profile):
     e = get_or_skip(name, size, profile)
     planned = e.plan.horizon if e.plan else e.horizon
-    replace(e, past=e.model.T - planned)
-    past = e.model.T - planned + 1
-    message = rf"{e.label}: {past} past \+ {planned} planned transitions > window of {e.model.T}"
+    replace(e, context=e.model.T - planned)
+    context = e.model.T - planned + 1
+    message = rf"{e.label}: {context} context \+ {planned} planned transitions > window of {e.model.T}"
     with pytest.raises(ValueError, match=message):
-        replace(e, past=past)
+        replace(e, context=context)
 
 
 def test_unknown_names_are_answered_with_the_nearest():
@@ -66,9 +69,25 @@ def test_unknown_names_are_answered_with_the_nearest():
         experiments.get(known, profile="v2")
 
 
-def test_configs_are_frozen_and_typos_fail():
-    e = experiments.get(experiments.names()[0])
-    with pytest.raises(FrozenInstanceError):
-        e.past = 0
-    with pytest.raises(TypeError, match="pasts"):
-        replace(e, pasts=0)
+def test_a_later_layer_overrides_an_earlier_one_and_names_no_unknown_setting():
+    known = {f.name for config in (ModelConfig, TrainConfig, Plan, experiments.Bins, experiments.Experiment)
+             for f in fields(config)}  # fmt: skip
+    known |= {"plan_horizon", "window_tokens", "epochs", "epoch", "windows", "tokens"}
+    for _, _, _, values, reason in experiments.LAYERS:
+        assert values.keys() <= known and reason
+    found = experiments.settings("hopper-medium-replay", "laptop", "released")
+    assert (found["plan_horizon"], found["beam_width"], found["context"], found["T"]) == (2, 16, 3, 6)
+    assert experiments.settings("hopper-medium-replay-v2", "laptop", "released") == found
+
+
+def test_one_model_is_one_training_whatever_its_name():
+    """At paper size hopper-long is Table 1's model of hopper-medium-replay."""
+    for profile in experiments.PROFILES:
+        long, short = (experiments.get(n, "paper", profile) for n in ("hopper-long", "hopper-medium-replay"))
+        assert store.model_key(long) == store.model_key(short) and long.context == short.context
+
+
+def test_rollout_seeds_that_do_not_divide_are_refused():
+    e = experiments.get("hopper-medium", "paper")
+    with pytest.raises(ValueError, match="14 rollout seeds; expected a multiple of the 5 models"):
+        experiments.models(replace(e, seeds=tuple(range(14))))

@@ -1,10 +1,9 @@
-"""A sweep makes what one process makes, once, whatever happens to it on the way."""
+"""Tests of the sweep: it makes what one process makes, once, whatever fails on the way."""
 
 import errno
 import functools
 import json
 import os
-import runpy
 import signal
 import socket
 from collections import Counter
@@ -19,12 +18,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttlib import files, train
+from ttlib import cpu, files
+from ttlib.commands import sweep as sweep_command
+from ttlib.commands.__main__ import table1
 from ttlib.model import ModelConfig
 from ttlib.pipeline import executors, experiments, keys, places, provenance, rollouts, store, sweep
 from ttlib.pipeline.sweep import Sweep
 from ttlib.search import Plan
-from ttlib.studies import ablations, offline_rl
+from ttlib.studies import ablations, jobs, offline_rl
 
 EXPERT = experiments.get("hopper-expert", "smoke")
 MODEL = EXPERT
@@ -32,11 +33,10 @@ BEHAVIOUR = rollouts.RolloutSet(EXPERT, "behaviour", "the expert", (0, 1))
 CLONED = rollouts.RolloutSet(EXPERT, "bc", "MLP 2 x 256", (0, 1))
 PLANNED = rollouts.RolloutSet(replace(EXPERT, horizon=0), "imitation", "action alone", (0, 1))
 IMPOSSIBLE = replace(CLONED, method="by magic")
-tool = runpy.run_path(str(places.ROOT / "ttlib" / "commands" / "sweep.py"))
 
 
 def put(monkeypatch, folder):
-    """What is computed goes there, by this process and by those that it starts."""
+    """Make this process, and those that it starts, write to a folder."""
     monkeypatch.setenv("TTLIB_BUILD", str(folder))
     monkeypatch.setattr(places, "BUILD", folder)
     monkeypatch.setattr(places, "TABLES", folder / "tables")
@@ -48,31 +48,29 @@ def put(monkeypatch, folder):
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     put(monkeypatch, tmp_path / "build")
-    # Bits must not hang on which number type a busy machine times as faster.
-    monkeypatch.setattr(train, "fast_dtype", lambda device: torch.float32)
+    # The bits of results must not depend on which number format a busy machine measures as faster.
+    monkeypatch.setattr(cpu, "fast_dtype", lambda device: torch.float32)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     yield tmp_path / "build"
     store.dataset.cache_clear()
 
 
 def swept(*todo, executor=None, said=None):
-    """-> {label: why} of what failed."""
+    """Run a sweep -> {label: why} of the jobs that failed."""
     say = (said if said is not None else []).append
     failed = Sweep(list(todo), executor or executors.Inline(), gflops=50.0, say=say).run()
     return {sweep.label(job): why for job, why in failed.items()}
 
 
 def numbers(folder):
-    """Everything but records, which tell the time."""
-    kept = ("tables/*.csv", "checkpoints/*/model.safetensors")
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for pattern in kept for p in folder.glob(pattern)}
+    """Return the content of tables and weights, without records, which contain times."""
+    patterns = ("tables/*.csv", "checkpoints/*/model.safetensors")
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for pattern in patterns for p in folder.glob(pattern)}
 
-
-# -- the same numbers --------------------------------------------------------------------------------------
 
 def test_processes_make_what_one_process_makes(elsewhere, tmp_path, monkeypatch):
     todo = (MODEL, PLANNED, CLONED)
-    # In a process of its own, since here kernels of other instructions than the workers' may have been chosen already.
+    # A new process is needed, since torch may have chosen kernels with other instructions in this one.
     with ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (1,)) as alone:
         assert alone.submit(Sweep(list(todo), executors.Inline(), gflops=50.0).run).result() == {}
     put(monkeypatch, tmp_path / "other")
@@ -86,7 +84,7 @@ def test_processes_make_what_one_process_makes(elsewhere, tmp_path, monkeypatch)
 
 def test_a_worker_without_the_folder_is_given_models_and_gives_back_files(elsewhere, tmp_path, monkeypatch):
     class Nodes(executors.Inline):
-        """Every call on a machine of its own."""
+        """An executor that runs every call on another machine."""
 
         count = 0
 
@@ -103,7 +101,7 @@ def test_a_worker_without_the_folder_is_given_models_and_gives_back_files(elsewh
     assert "3 of 3 jobs done, 0 running, 0 waiting, 0 failed" in said[-1]
     put(monkeypatch, tmp_path / "alone")
     assert swept(*todo) == {} and numbers(tmp_path / "alone") == gathered
-    # One node made data and trained on them; another was handed the model.
+    # One node made data and trained on them.  Another was given the model.
     nodes = [{p.name for p in (tmp_path / f"node{i}").iterdir()} for i in (1, 2, 3)]
     assert sorted(map(sorted, nodes)) == [["checkpoints", "regenerated"], ["checkpoints", "tables"], ["tables"]]
 
@@ -124,8 +122,6 @@ def test_a_finished_sweep_leaves_nothing_for_the_table_to_compute(monkeypatch, t
     assert len(table) == 4 and np.allclose(table["return"], [row["return"] for row in rows], rtol=1e-5)
 
 
-# -- once --------------------------------------------------------------------------------------------------
-
 def test_what_is_finished_is_not_run_again(elsewhere, monkeypatch):
     ran, real = [], sweep.run
     monkeypatch.setattr(sweep, "run", lambda job: (ran.append(job), real(job)))
@@ -142,42 +138,41 @@ def test_what_is_finished_is_not_run_again(elsewhere, monkeypatch):
 
 def test_every_job_is_there_once_after_its_models():
     for size in places.SIZES:
-        todo = sweep.jobs(size)
+        todo = jobs.jobs(size)
         runs = [*offline_rl.table1_runs(size), *offline_rl.imitation_runs(size), *ablations.ablations_runs(size)]
         place = {sweep.identity(job): i for i, job in enumerate(todo)}
         assert len(place) == len(todo) and {sweep.identity(run) for run in runs} <= place.keys()
-        kept = {keys.key(*run.recipe(), [e.label for e in run.models]) for run in runs}
-        assert len(kept) == sum(isinstance(job, rollouts.RolloutSet) for job in todo)
+        files_of_runs = {keys.key(*run.recipe(), [e.label for e in run.models]) for run in runs}
+        assert len(files_of_runs) == sum(isinstance(job, rollouts.RolloutSet) for job in todo)
         assert all(place[need] < i for i, job in enumerate(todo) for need in sweep.needs(job))
         assert len({sweep.label(job) for job in todo}) == len(todo)
-    only = sweep.jobs("laptop", "walker2d-medium-replay")
-    assert only and {(j if isinstance(j, experiments.Experiment) else j.exp).data.name for j in only} == {
-        "walker2d-medium-replay"
-    }
+    only = jobs.jobs("laptop", "walker2d-medium-replay")
+    names = {(job if isinstance(job, experiments.Experiment) else job.exp).data.name for job in only}
+    assert names == {"walker2d-medium-replay"}
     with pytest.raises(ValueError, match="'ant'.*hopper-medium"):
-        sweep.jobs("laptop", "ant")
+        jobs.jobs("laptop", "ant")
 
 
 def test_fifteen_runs_of_paper_size_are_five_models_with_three_rollouts_each():
     runs = [run for run in offline_rl.table1_runs("paper") if run.method in ("tto", "bc", "bc10")]
     for kind in {(run.exp.data.name, run.method, run.profile) for run in runs}:
-        found = [run for run in runs if (run.exp.data.name, run.method, run.profile) == kind]
-        assert [len(run.seeds) for run in found] == [3] * 5
-        assert sorted(seed for run in found for seed in run.seeds) == list(range(15))
-        assert [run.model_seed for run in found] == list(range(5))
+        same = [run for run in runs if (run.exp.data.name, run.method, run.profile) == kind]
+        assert [len(run.seeds) for run in same] == [3] * 5
+        assert sorted(seed for run in same for seed in run.seeds) == list(range(15))
+        assert [run.model_seed for run in same] == list(range(5))
         if kind[1] == "tto":
-            assert [run.exp.train.seed for run in found] == [run.scorer.train.seed for run in found] == list(range(5))
+            assert [run.exp.train.seed for run in same] == [run.scorer.train.seed for run in same] == list(range(5))
 
 
 def test_the_published_table_of_this_book_is_whole():
-    table, missing = sweep.table1("laptop")
+    table, missing = jobs.table1("laptop")
     assert missing == [] and (table.n == table.expected).all() and len(table) == 9 * 6
 
 
 def test_table_1_of_what_is_finished_is_printed_and_written(elsewhere, capsys):
     runs = [run for run in offline_rl.table1_runs("smoke") if run.method == "behaviour"]
     assert swept(runs[0]) == {}
-    runpy.run_path(str(places.ROOT / "ttlib" / "commands" / "__main__.py"))["table1"]("smoke")
+    table1("smoke")
     written = pd.read_csv(elsewhere / "table1-smoke.csv")
     there = written[written.n > 0]
     assert there[["dataset", "method", "n"]].values.tolist() == [[runs[0].exp.data.name, "behaviour", 2]]
@@ -186,15 +181,13 @@ def test_table_1_of_what_is_finished_is_printed_and_written(elsewhere, capsys):
     assert there["std"].item() == pytest.approx(np.std(scores, ddof=1), rel=1e-4)
     said, missing = capsys.readouterr().out, len(offline_rl.table1_runs("smoke")) - 1
     assert f"{missing} of {missing + 1} sets of rollouts are missing: `make SIZE=smoke sweep`" in said
-    assert said.count("missing: rollouts") == missing and f"missing: {sweep.label(runs[1])}: not there" in said
+    assert said.count("missing: rollouts") == missing and f"missing: {sweep.label(runs[1])}: it is not there" in said
 
-
-# -- what goes wrong ---------------------------------------------------------------------------------------
 
 def command(monkeypatch, todo, *arguments):
-    monkeypatch.setattr(sweep, "jobs", lambda size, only="": list(todo))
+    monkeypatch.setattr(jobs, "jobs", lambda size, only="": list(todo))
     monkeypatch.setattr("sys.argv", ["sweep.py", "--size", "smoke", *arguments])
-    return tool["main"]()
+    return sweep_command.main()
 
 
 def test_a_job_that_always_fails_leaves_the_others_alone(monkeypatch, capsys):
@@ -217,7 +210,7 @@ def test_what_needs_a_model_that_failed_is_not_begun(monkeypatch):
 
 
 class Dying(executors.Inline):
-    """The first `deaths` calls lose their worker."""
+    """An executor whose first `deaths` calls lose their worker."""
 
     def __init__(self, deaths):
         self.deaths = deaths
@@ -265,9 +258,9 @@ def test_results_of_another_version_are_named_and_not_mixed(monkeypatch, capsys)
     assert command(monkeypatch, todo, "--executor", "inline") == 1
     said = capsys.readouterr()
     assert f"{old.file().name} was made with mujoco 2.1.0, not {provenance.versions()['mujoco']}" in said.err
-    assert f"left out, since settings, weights or version are others: {stranger.name}" in said.out
+    assert f"left out, since settings, weights or version differ: {stranger.name}" in said.out
     assert old.file().read_bytes() == before == stranger.read_bytes()
-    table, missing = sweep.table1("smoke")
+    table, missing = jobs.table1("smoke")
     table = table[table.method == "behaviour"].set_index("dataset")
     assert table.n.to_dict() == {run.exp.data.name: 0 if run is old else 2 for run in todo}
     assert [line for line in missing if "mujoco 2.1.0" in line and line.startswith(sweep.label(old))]
@@ -300,11 +293,11 @@ def test_a_full_disk_ends_the_sweep_with_a_message(elsewhere, monkeypatch, capsy
 
 
 def test_a_ray_address_where_nothing_answers_is_an_error_and_not_a_wait(monkeypatch, capsys):
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection, and says nothing
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts a connection, and sends nothing
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(ConnectionError, match=rf"no Ray cluster answered at {address} within 0.2 s"):
             executors.Cluster(address, patience=0.2)
-    monkeypatch.setenv("RAY_ADDRESS", address)  # and now nobody listens
+    monkeypatch.setenv("RAY_ADDRESS", address)  # nothing listens there any more
     assert command(monkeypatch, [BEHAVIOUR], "--executor", "ray", "--patience", "0.2") == 2
     assert f"no Ray cluster answered at {address}" in capsys.readouterr().err
     for address in ("ray://head:10001", "head", "auto", ":6379", "head:x"):
@@ -315,14 +308,12 @@ def test_a_ray_address_where_nothing_answers_is_an_error_and_not_a_wait(monkeypa
     assert "RAY_ADDRESS is not set" in capsys.readouterr().err
 
 
-# -- what it takes -----------------------------------------------------------------------------------------
-
 costs_and_needs = st.lists(st.tuples(st.integers(1, 9), st.none() | st.integers(0, 9)), min_size=1, max_size=12)
 
 
 @given(costs_and_needs, st.integers(1, 5))
 def test_a_schedule_is_between_its_bounds(rows, workers):
-    """Graham (1969): whoever never idles without need takes at most the mean load plus the longest chain."""
+    """Graham (1969): a schedule without needless idling takes at most the mean load plus the longest chain."""
     cost = {i: float(c) for i, (c, _) in enumerate(rows)}
     needed = {i: frozenset({n}) if n is not None and n < i and rows[n][1] is None else frozenset()
               for i, (_, n) in enumerate(rows)}  # fmt: skip
@@ -330,10 +321,10 @@ def test_a_schedule_is_between_its_bounds(rows, workers):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep, "identity", lambda job: job)
         patch.setattr(sweep, "needs", needed.get)
-        found = [sweep.makespan(list(cost), cost, n) for n in (1, workers, len(rows))]
+        one, some, all_ = (sweep.makespan(list(cost), cost, n) for n in (1, workers, len(rows)))
     total = sum(cost.values())
-    assert found[0] == total and found[2] == chain
-    assert max(total / workers, chain) - 1e-9 <= found[1] <= total / workers + chain + 1e-9
+    assert one == total and all_ == chain
+    assert max(total / workers, chain) - 1e-9 <= some <= total / workers + chain + 1e-9
 
 
 def measured(name):
@@ -346,12 +337,12 @@ def test_operations_are_those_that_the_bench_counts():
     for row in rows[rows.setting.isin(["fast", "default"])].itertuples():
         exp = experiments.get(f"{row.task}-medium", "paper", row.profile)
         plan = Plan(row.horizon, row.plans, 2, proposal="beam" if row.profile == "v1" else "sample")
-        exp = replace(exp, model=ModelConfig(exp.model.transition, 20, **sizes[row.model]), plan=plan, past=row.past)
-        found = sweep.operations(rollouts.RolloutSet(exp, "tto", "", (0,))) / 1000 / 1e9
-        assert found == pytest.approx(row.gflop_per_decision, rel=0.03), row
+        exp = replace(exp, model=ModelConfig(exp.model.transition, 20, **sizes[row.model]), plan=plan, context=row.past)
+        computed = sweep.operations(rollouts.RolloutSet(exp, "tto", "", (0,))) / 1000 / 1e9
+        assert computed == pytest.approx(row.gflop_per_decision, rel=0.03), row
     for row in measured("training").itertuples():
         exp = experiments.get(f"{row.task}-medium", "paper", "released")
-        exp = replace(exp, model=ModelConfig(exp.model.transition, 10, **sizes[row.model]), past=0)
-        found = sweep.operations(exp) / (exp.train.updates * exp.train.batch * exp.model.max_tokens)
+        exp = replace(exp, model=ModelConfig(exp.model.transition, 10, **sizes[row.model]), context=0)
+        computed = sweep.operations(exp) / (exp.train.updates * exp.train.batch * exp.model.max_tokens)
         counted = row.share_of_ceiling * row.gflops_ceiling * 1e9 / row.tokens_per_second
-        assert found == pytest.approx(counted, rel=0.03), row
+        assert computed == pytest.approx(counted, rel=0.03), row

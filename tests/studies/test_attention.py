@@ -1,19 +1,17 @@
-"""Figure 3: rows named by what they predict, scores against their definition, hidden keys, and the viewer."""
+"""Tests of Figure 3: rows are named by what they predict, scores agree with their definitions, keys can be hidden."""
 
 import itertools
-import re
+import math
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from browser import browser
 from conftest import NO_REWARDS, WORLD, V, random_ids, tiny_model, tiny_tokenizer
 
-from ttlib import train
 from ttlib.checkpoint import Checkpoint
-from ttlib.environments import tasks
-from ttlib.pipeline import experiments, places
+from ttlib.model import heads
+from ttlib.pipeline import experiments, places, store
 from ttlib.studies import attention
 
 T, D, K = 4, WORLD.D, WORLD.N + WORLD.M
@@ -22,7 +20,7 @@ KEPT = {"states": range(WORLD.N), "actions": range(WORLD.N, K)}
 
 
 def by_prediction(row) -> torch.Tensor:
-    """(1, 1, L, L) map from row(token predicted) -> {key: weight}."""
+    """Return the map (1, 1, L, L) in which row(p) -> {key: weight} holds the weights that predict token p."""
     weights = torch.zeros(L, L)
     for p in range(1, L):
         for key, w in row(p).items():
@@ -31,11 +29,13 @@ def by_prediction(row) -> torch.Tensor:
 
 
 def evenly(keys) -> dict:
+    """Return the same weight for every key."""
     keys = list(keys)
     return dict.fromkeys(keys, 1 / len(keys)) if keys else {}
 
 
 def named(table) -> dict:
+    """Return the values of a table of scores by (rows, score)."""
     return {(r.rows, r.score): r.value for r in table.itertuples()}
 
 
@@ -45,23 +45,42 @@ def random_map(seed=0, H=2, B=3):
 
 
 def checkpoint(windows=37, cut=5):
-    """A model with held-out windows, of which the last few end before their last transition."""
+    """Return a model with held-out windows, the last `cut` of which end before their last transition."""
     weight = torch.ones(windows, L)
     weight[windows - cut :, -1] = 0
-    return Checkpoint(tiny_model(WORLD, T), tiny_tokenizer(), {}, random_ids(windows, L), weight)
+    extras = {"held_out.bins": random_ids(windows, L) % V, "held_out.weight": weight}
+    return Checkpoint(tiny_model(WORLD, T), tiny_tokenizer(), {}, extras)
 
 
 def experiment():
     return experiments.replace(experiments.attention("smoke")[0], model=tiny_model(WORLD, T).config)
 
 
-# -- rows and patterns ---------------------------------------------------------------------------------------
+def test_attention_maps_are_causal_distributions_that_give_the_outputs_of_the_heads():
+    model, ids, seen = tiny_model(), random_ids(3, L), []
+
+    def causal_and_recorded(layer, qkv):
+        y = model.causal(layer, qkv)
+        seen.append((*heads(qkv, 2), y.unflatten(2, (2, 8)).transpose(1, 2)))
+        return y
+
+    model(ids, causal_and_recorded)
+    maps = attention.attention_maps(model, ids)
+    assert len(maps) == model.config.n_layer
+    for (weights, values, outputs), (q, k, v, y) in zip(maps, seen, strict=True):
+        assert weights.shape == (3, 2, L, L) and (weights.triu(1) == 0).all() and (weights >= 0).all()
+        assert torch.allclose(weights.sum(-1), torch.ones(3, 2, L), atol=1e-6)
+        assert torch.allclose(values, v, atol=1e-5) and torch.allclose(outputs, y, atol=1e-5)
+        for i in (0, 7, L - 1):  # one softmax by hand
+            logits = (k[:, :, : i + 1] @ q[:, :, i, :, None])[..., 0] / math.sqrt(q.shape[-1])
+            assert torch.allclose(weights[:, :, i, : i + 1], logits.softmax(-1), atol=1e-5)
+        assert weights[:, :, -1].amax() > 5 / L  # far from uniform
 
 
 @pytest.mark.parametrize("transition", [WORLD, NO_REWARDS])
 def test_rewards_are_left_out_and_rows_sum_to_one(transition):
     model = tiny_model(transition, T)
-    for weights, _, _ in model.attention_maps(random_ids(3, T * transition.D, transition)):
+    for weights, _, _ in attention.attention_maps(model, random_ids(3, T * transition.D, transition)):
         rows = attention.without_rewards(attention.predicted(weights), transition)
         assert rows[..., 0, :].isnan().all()  # nothing predicts the first token
         torch.testing.assert_close(rows[..., 1:, :].sum(-1), torch.ones(3, 2, T * transition.D - 1))
@@ -71,54 +90,42 @@ def test_rewards_are_left_out_and_rows_sum_to_one(transition):
 
 
 @pytest.mark.parametrize("transition", [WORLD, NO_REWARDS])
-def test_patterns_split_what_is_seen(transition):
-    found = attention.patterns(transition, T)
+def test_patterns_divide_all_earlier_tokens(transition):
+    keys = attention.patterns(transition, T)
     before = torch.ones(T * transition.D, T * transition.D).tril(-1).int()
-    parts = [found[name].int() for name in ("past_actions", "past_states", "current", "rewards")]
+    parts = [keys[name].int() for name in ("past_actions", "past_states", "current", "rewards")]
     assert torch.equal(sum(parts), before)
     for name in ("markov", "same_before", "striated"):
-        assert not (found[name] & found["rewards"]).any() and (found[name].int() <= before).all()
-    assert not (found["markov"] & found["striated"]).any()
-    assert (found["same_before"].int() <= found["markov"].int()).all()
-
-
-# -- scores --------------------------------------------------------------------------------------------------
+        assert not (keys[name] & keys["rewards"]).any() and (keys[name].int() <= before).all()
+    assert not (keys["markov"] & keys["striated"]).any()
+    assert (keys["same_before"].int() <= keys["markov"].int()).all()
 
 
 def test_a_markovian_map_scores_as_one():
     weights = by_prediction(lambda p: evenly(k for k in range(p) if k // D == p // D - 1 and k % D < K))
-    found = named(attention.scores(weights, WORLD))
+    score = named(attention.scores(weights, WORLD))
     for rows in KEPT:
-        assert found[rows, "markov"] == pytest.approx(1) and found[rows, "same_before"] == pytest.approx(1 / K)
-        assert found[rows, "striated"] == found[rows, "current"] == found[rows, "rewards"] == 0
-    assert found["actions", "past_actions"] == pytest.approx(WORLD.M / K)
-    assert found["actions", "past_states"] == pytest.approx(WORLD.N / K)
+        assert score[rows, "markov"] == pytest.approx(1) and score[rows, "same_before"] == pytest.approx(1 / K)
+        assert score[rows, "striated"] == score[rows, "current"] == score[rows, "rewards"] == 0
+    assert score["actions", "past_actions"] == pytest.approx(WORLD.M / K)
+    assert score["actions", "past_states"] == pytest.approx(WORLD.N / K)
 
 
-def test_a_striated_map_scores_as_one():
-    weights = by_prediction(lambda p: evenly(k for k in range(p) if k // D <= p // D - 2 and k % D == p % D))
-    found = named(attention.scores(weights, WORLD))
-    for rows in KEPT:
-        assert found[rows, "striated"] == pytest.approx(1)
-        assert found[rows, "markov"] == found[rows, "current"] == found[rows, "same_before"] == 0
-    assert (found["actions", "past_actions"], found["actions", "past_states"]) == (pytest.approx(1), 0)
-    assert found["actions", "past_action_key"] == pytest.approx(1 / ((T - 1) * WORLD.M))
-
-
-def test_scores_under_uniform_attention_are_shares_of_keys():
-    found = named(attention.scores(attention.uniform(L), WORLD))
+def test_scores_under_uniform_attention_are_fractions_of_keys():
+    score = named(attention.scores(attention.uniform(L), WORLD))
     for rows, dims in KEPT.items():
         seen = np.array([(T - 1) * K + i for i in dims])
-        assert found[rows, "markov"] == pytest.approx((K / seen).mean())
-        assert found[rows, "striated"] == pytest.approx(((T - 2) / seen).mean())
-        assert found[rows, "current"] == pytest.approx((np.array(dims) / seen).mean())
-    assert found["actions", "past_action_key"] == pytest.approx(found["actions", "past_state_key"])
+        assert score[rows, "markov"] == pytest.approx((K / seen).mean())
+        assert score[rows, "striated"] == pytest.approx(((T - 2) / seen).mean())
+        assert score[rows, "current"] == pytest.approx((np.array(dims) / seen).mean())
+    keys = [score["actions", f"past_{kind}_key"] for kind in ("action", "state")]
+    assert keys == pytest.approx([(1 / seen).mean()] * 2)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_scores_are_their_definition_token_by_token(seed):
+def test_scores_agree_with_their_definition_token_by_token(seed):
     weights = random_map(seed)
-    found = attention.scores(weights, WORLD).set_index(["rows", "score", "head"]).value
+    values_of = attention.scores(weights, WORLD).set_index(["rows", "score", "head"]).value
     keys = {
         "markov": lambda i, u, j: u == T - 2,
         "striated": lambda i, u, j: u <= T - 3 and j == i,
@@ -130,14 +137,14 @@ def test_scores_are_their_definition_token_by_token(seed):
             values = []
             for window, i in itertools.product(range(3), dims):
                 row = weights[window, head - 1, (T - 1) * D + i - 1].tolist()  # the position before the token
-                kept = {(k // D, k % D): w for k, w in enumerate(row) if k % D < K}
-                values.append(sum(w for (u, j), w in kept.items() if chosen(i, u, j)) / sum(kept.values()))
-            if (rows, score, head) in found:
-                assert found[rows, score, head] == pytest.approx(np.mean(values))
-    assert ("states", "past_actions", 1) not in found and ("actions", "past_actions", 1) in found
+                scored = {(k // D, k % D): w for k, w in enumerate(row) if k % D < K}
+                values.append(sum(w for (u, j), w in scored.items() if chosen(i, u, j)) / sum(scored.values()))
+            if (rows, score, head) in values_of:
+                assert values_of[rows, score, head] == pytest.approx(np.mean(values))
+    assert ("states", "past_actions", 1) not in values_of and ("actions", "past_actions", 1) in values_of
 
 
-def test_weight_on_rewards_changes_its_own_score_alone():
+def test_weight_on_rewards_changes_only_the_score_of_rewards():
     weights = random_map()
     on_rewards = (torch.arange(L) % D >= K) & (torch.arange(L) < L - D)
     more = weights * torch.where(on_rewards, 7.0, 1.0)
@@ -154,12 +161,12 @@ def test_the_table_is_the_mean_over_full_windows():
     loaded = checkpoint()
     exp = experiments.replace(experiment(), train=experiments.replace(experiment().train, seed=3))
     table = attention.score_table(exp, loaded)
-    maps = loaded.model.attention_maps(loaded.held_out[:32])  # of 37, five are cut short
+    maps = attention.attention_maps(loaded.model, store.held_out(loaded)[0][:32])  # the last 5 of 37 are cut short
     for layer, (weights, _, _) in enumerate(maps, 1):
         wanted = attention.scores(weights, WORLD).set_index(["rows", "score", "head"]).value
-        found = table[table.layer == layer].set_index(["rows", "score", "head"]).value
+        got = table[table.layer == layer].set_index(["rows", "score", "head"]).value
         for key in wanted.index:
-            assert found[key] == pytest.approx(wanted[key], rel=1e-5), key
+            assert got[key] == pytest.approx(wanted[key], rel=1e-5), key
     even = named(attention.scores(attention.uniform(L), WORLD))
     assert all(row.uniform_value == pytest.approx(even[row.rows, row.score]) for row in table.itertuples())
     assert len(table) == 2 * 2 * len(even) and set(table.seed) == {3} and set(table.windows) == {32}
@@ -170,17 +177,17 @@ def test_the_summary_counts_heads_by_hand():
     rng = np.random.default_rng(0)
     table["value"] = rng.uniform(0, 1, len(table))
     both = pd.concat([table, table.assign(seed=1, value=rng.uniform(0, 1, len(table)))])
-    found = attention.summary(both).loc["v1"]
+    summary = attention.summary(both).loc["v1"]
     heads = {key: part.set_index(["rows", "score"]) for key, part in both.groupby(["layer", "head", "seed"])}
     value = [part.value for part in heads.values()]
     limit = 3 * next(iter(heads.values())).uniform_value["states", "striated"]
-    assert found.heads == len(value) == 8
-    assert found.markov == sum(v["states", "markov"] > 0.5 for v in value)
-    assert found.striated == sum(v["states", "striated"] >= limit for v in value)
-    assert found["sum"] == sum(v["actions", "past_actions"] > v["actions", "past_states"] for v in value)
-    assert found.key == sum(v["actions", "past_action_key"] > v["actions", "past_state_key"] for v in value)
-    assert found.past_actions == pytest.approx(np.mean([v["actions", "past_actions"] for v in value]))
-    assert all(0 < found[c] < 8 for c in ("markov", "striated", "sum", "key"))
+    assert summary.heads == len(value) == 8
+    assert summary.markov == sum(v["states", "markov"] > 0.5 for v in value)
+    assert summary.striated == sum(v["states", "striated"] >= limit for v in value)
+    assert summary["sum"] == sum(v["actions", "past_actions"] > v["actions", "past_states"] for v in value)
+    assert summary.key == sum(v["actions", "past_action_key"] > v["actions", "past_state_key"] for v in value)
+    assert summary.past_actions == pytest.approx(np.mean([v["actions", "past_actions"] for v in value]))
+    assert all(0 < summary[c] < 8 for c in ("markov", "striated", "sum", "key"))
 
 
 def test_without_a_full_window_there_are_no_scores():
@@ -192,18 +199,18 @@ def test_without_a_full_window_there_are_no_scores():
 def test_figure_rows_are_the_renormalised_weights():
     loaded = checkpoint()
     rows = attention.figure_rows(experiment(), loaded, (2,), last=T)
-    weights = loaded.model.attention_maps(loaded.held_out[:1])[1][0][0]
+    weights = attention.attention_maps(loaded.model, store.held_out(loaded)[0][:1])[1][0][0]
     place = {f"{name}@{t}": t * D + i for t in range(T) for i, name in enumerate(WORLD.names())}
     shown = {p for name, p in place.items() if p % D < K}
     assert {place[q] for q in rows["query"]} == shown - {0} and {place[k] for k in rows.key} <= shown
     for row in rows.itertuples():
         scores = weights[row.head - 1, place[row.query] - 1]
-        kept = sum(scores[p] for p in shown)
-        assert row.weight == pytest.approx(float(scores[place[row.key]] / kept), abs=0.0006)
+        total = sum(scores[p] for p in shown)
+        assert row.weight == pytest.approx(float(scores[place[row.key]] / total), abs=0.0006)
     sums = rows.groupby(["head", "query"]).weight.sum()
     assert len(sums) == 2 * (len(shown) - 1)
     assert sums.between(1 - 0.0026 * len(shown), 1 + 0.0006 * len(shown)).all()
-    later = attention.figure_rows(experiment(), loaded, (2,), last=2)  # a part of the same
+    later = attention.figure_rows(experiment(), loaded, (2,), last=2)  # a part of the same table
     both = rows.merge(later, on=["layer", "head", "query", "key"])
     assert len(both) == len(later) > 0 and (both.weight_x == both.weight_y).all()
     assert {int(k.split("@")[1]) for k in later.key} == {int(q.split("@")[1]) for q in later["query"]} == {2, 3}
@@ -211,23 +218,14 @@ def test_figure_rows_are_the_renormalised_weights():
 
 @pytest.mark.parametrize("size", places.SIZES)
 def test_models_of_the_page_are_among_those_needed(size):
-    found = experiments.attention(size)
-    assert all(exp in experiments.needed(size) for exp in found)
-    assert {exp.profile for exp in found} == set(experiments.PROFILES)
-    assert len({exp.label for exp in found}) == len(found) == 2 * (3 if size == "paper" else 1)
+    models = experiments.attention(size)
+    assert all(exp in experiments.needed(size) for exp in models)
+    assert {exp.profile for exp in models} == set(experiments.PROFILES)
+    assert len({exp.label for exp in models}) == len(models) == 2 * (3 if size == "paper" else 1)
 
 
-# -- hidden keys ---------------------------------------------------------------------------------------------
-
-
-def test_hiding_nothing_changes_nothing():
-    model, ids = tiny_model(WORLD, T), random_ids(2, L)
-    attend = attention.masking(model, 1, 2, torch.zeros(L, L, dtype=torch.bool))
-    torch.testing.assert_close(train.token_nats(model, ids, attend), train.token_nats(model, ids))
-
-
-def test_a_hidden_token_does_not_matter_to_what_it_is_hidden_from():
-    """In a model of one layer and one head; every other token that sees it is moved."""
+def test_a_hidden_token_changes_only_the_predictions_that_see_it():
+    """In a model of one layer and one head, all other later predictions change."""
     model, ids, key = tiny_model(WORLD, T, n_layer=1, n_head=1), random_ids(1, L), 6
     hidden, blind = torch.zeros(L, L, dtype=torch.bool), [9, 14, 18]
     hidden[blind, key] = True
@@ -235,168 +233,17 @@ def test_a_hidden_token_does_not_matter_to_what_it_is_hidden_from():
     other = ids.clone()
     other[0, key] = key % D * V + (ids[0, key] + 2) % V
     with torch.inference_mode():
-        moved = (model(ids, attend) - model(other, attend)).abs().amax(-1)[0]  # by position: predicts the next
+        # By position.  Each position predicts the next token.
+        moved = (model(ids, attend) - model(other, attend)).abs().amax(-1)[0]
     assert [p for p in range(key + 1, L) if moved[p - 1] == 0] == blind
     assert (moved[:key] == 0).all()
 
 
-def test_hiding_everything_removes_the_head():
+def test_hiding_nothing_changes_nothing_and_hiding_everything_removes_the_head():
     model, ids = tiny_model(WORLD, T), random_ids(2, L)
-    attend = attention.masking(model, 2, 1, torch.ones(L, L, dtype=torch.bool))
+    nothing, everything = (attention.masking(model, 2, 1, torch.full((L, L), hidden)) for hidden in (False, True))
     with torch.inference_mode():
-        found = model(ids, attend)[:, :-1]
+        torch.testing.assert_close(model(ids, nothing), model(ids))
+        logits = model(ids, everything)[:, :-1]
         model.blocks[1].out.weight[:, : model.config.d_model // 2] = 0
-        torch.testing.assert_close(found, model(ids)[:, :-1])
-
-
-# -- the viewer, in a browser --------------------------------------------------------------------------------
-
-HEAD = "<!doctype html><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
-MEANING = ("height (m)", "angle (rad)", "torque", "reward", "reward-to-go")
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """The file, maps and ids of a tiny window."""
-    model, ids, bins = tiny_model(WORLD, T), random_ids(1, L), tiny_tokenizer()
-    maps = [weights[0] for weights, _, _ in model.attention_maps(ids)]
-    html = attention.viewer(maps, ids[0], bins, MEANING, "seen")
-    path = tmp_path_factory.mktemp("viewer") / "page.html"
-    listen = "<script>turned = 0; document.addEventListener('keydown', () => turned++)</script>"
-    path.write_text(f"{HEAD}{listen}{html}")
-    return path, maps, ids[0], bins
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    with browser(tmp_path_factory.mktemp("browser")) as found:
-        yield found
-
-
-SELECT = "document.querySelectorAll('#seen select')"
-CHOSEN = "[...document.querySelectorAll('#seen select')].map(s => +s.value)"  # layer, head, dimension, step
-CELLS = "[...document.querySelectorAll('#seen td')]"  # rows are dimensions, columns steps
-
-
-def cells(page, expression: str) -> list:
-    """Of each token of the window, in its order."""
-    found = page.js(f"{CELLS}.map(cell => {expression})")
-    return [found[k % D * T + k // D] for k in range(L)]
-
-
-def choose(page, which: int, value: int) -> None:
-    page.js(f"{SELECT}[{which}].value = {value}; {SELECT}[{which}].dispatchEvent(new Event('change'))")
-
-
-def test_the_viewer_shows_the_weights_of_what_is_chosen(page, world):
-    path, maps, ids, bins = world
-    page.open(path)
-    for layer, head, p in ((0, 0, L - 1), (1, 0, 1), (0, 1, 11), (1, 1, D * (T - 1))):
-        for which, value in enumerate((layer, head, p % D, p // D)):
-            choose(page, which, value)
-        weights = maps[layer][head][p - 1]
-        shade, title = cells(page, "+cell.style.getPropertyValue('--shade')"), cells(page, "cell.title")
-        assert np.allclose(np.square(shade)[:p], weights[:p], atol=0.005) and not any(shade[p:])
-        for k, text in enumerate(cells(page, "cell.textContent")):
-            assert text == "?" if k == p else abs(float(text or 0) - 100 * weights[k]) < 1.1 if k < p else text == ""
-        for k in range(L):
-            name, (what, unit) = WORLD.names()[k % D], (MEANING[k % D].strip(")").split(" (") + [""])[:2]
-            assert title[k].startswith(f"{name}: {what}, step {k // D}")
-            decoded = float(bins.decode(ids[k]))
-            shown = re.search(r"([−\d.e]+) ?" + unit + "(; weight|$)", title[k].split(", step")[1])
-            if k <= p and (k == p or name != "R"):
-                assert float(shown[1].replace("−", "-")) == pytest.approx(decoded, rel=6e-3)
-            assert ("never read" in title[k]) == (name == "R" and k < p)
-            assert ("later" in title[k]) == (k > p)
-    assert page.errors == []
-
-
-def test_the_list_is_the_keys_of_greatest_weight(page, world):
-    path, maps, *_ = world
-    page.open(path)
-    choose(page, 0, 1)
-    choose(page, 2, 1)
-    p = page.js(CHOSEN)[2] + D * page.js(CHOSEN)[3]
-    weights = maps[1][0][p - 1]
-    listed = page.js("[...document.querySelectorAll('#seen li')].map(li => li.textContent)")
-    assert len(listed) == 5
-    for text, k in zip(listed, weights.argsort(descending=True)[:5].tolist(), strict=True):
-        assert f"{WORLD.names()[k % D]}: " in text and f"step {k // D}" in text
-        assert float(text.split("%")[0]) == pytest.approx(100 * float(weights[k]), abs=0.6)
-    keys = attention.patterns(WORLD, T)
-    told = page.js("[...document.querySelectorAll('#seen p')].at(-1).textContent")
-    told = [float(x) for x in re.findall(r"([\d.]+)%", told)]
-    wanted = [float((weights * keys[name][p]).sum()) for name in ("markov", "current", "striated", "rewards")]
-    assert told == pytest.approx([100 * x for x in wanted], abs=1.0)
-
-
-def test_the_viewer_works_by_keyboard(page, world):
-    page.open(world[0])
-    page.js(f"{SELECT}[0].focus()")
-    page.press("ArrowDown")
-    assert page.js(CHOSEN)[0] == 1
-    page.press("Tab", "Tab", "Tab", "Tab")  # past head, dimension and step: one stop for the whole grid
-    assert page.js("document.activeElement.getAttribute('aria-selected')") == "true"
-    choose(page, 2, 0)
-    choose(page, 3, 2)
-    page.js("document.querySelector('#seen td[tabindex=\"0\"]').focus()")
-    before = page.js("turned")
-    for keys, dim, step in (
-        (["ArrowLeft"], 0, 1), (["ArrowLeft"], 0, 1),  # nothing predicts the first token
-        (["ArrowUp"], 0, 1), (["ArrowDown"], 1, 1), (["Home"], 1, 0), (["ArrowLeft"], 1, 0), (["End"], 1, T - 1),
-        (["ArrowRight"], 1, T - 1), (["ArrowDown"] * 9, D - 1, T - 1),
-    ):  # fmt: skip
-        page.press(*keys)
-        assert page.js(CHOSEN)[2:] == [dim, step]
-        focus = page.js(f"{CELLS}.indexOf(document.activeElement)")
-        assert focus == dim * T + step and cells(page, "cell.textContent")[step * D + dim] == "?"
-    assert page.js("turned") == before  # the book would turn its pages
-    page.js(f"{CELLS}[{2 * T + 1}].click()")
-    assert page.js(CHOSEN)[2:] == [2, 1] and page.errors == []
-
-
-def test_the_viewer_tells_a_screen_reader_what_is_what(page, world):
-    page.open(world[0])
-    nodes = page.call("Accessibility.getFullAXTree")["nodes"]
-    seen = [(n["role"]["value"], n.get("name", {}).get("value", "")) for n in nodes if "role" in n]
-    assert [name.strip() for role, name in seen if role == "combobox"] == ["Layer", "Head", "Predicted", "at step"]
-    grid = [name for role, name in seen if role == "gridcell"]
-    assert len(grid) == L and all(any(what.split(" (")[0] in name for what in MEANING) for name in grid)
-    assert page.js("document.querySelector('#seen ol').closest('[aria-live]') !== null")
-
-
-def luminance(rgb) -> float:
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (x / 255 for x in rgb)]
-    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
-
-
-@pytest.mark.parametrize("theme, ink, ground", [
-    ("light", (34, 40, 50), (255,) * 3), ("dark", (206, 214, 221), (20, 24, 30)),
-])  # fmt: skip
-def test_numbers_can_be_read_at_every_weight_in_both_themes(page, world, theme, ink, ground):
-    page.open(world[0])
-    page.js(f"document.documentElement.dataset.theme = '{theme}'; document.body.style.color = 'rgb{ink}'")
-    for shade in (0, 0.2, 0.5, 0.8, 1):
-        page.js(f"{CELLS}[0].style.setProperty('--shade', {shade})")
-        styles = page.js(f"(s => [s.color, s.backgroundColor])(getComputedStyle({CELLS}[0]))")
-        text, under = ([float(x) for x in re.findall(r"[\d.]+", s)] for s in styles)
-        assert [*under, 1][3] == pytest.approx(shade)
-        under = [shade * c + (1 - shade) * g for c, g in zip(under, ground)]
-        lighter, darker = sorted((luminance(text), luminance(under)), reverse=True)
-        assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (shade, styles)
-
-
-def test_the_viewer_fits_a_phone(page, tmp_path):
-    """Hopper's sixteen dimensions and ten steps, 360 pixels wide, each cell large enough for a finger."""
-    transition = experiments.HOPPER
-    ids = random_ids(1, 10 * transition.D, transition)
-    maps = [attention.uniform(ids.shape[1])[0].expand(4, -1, -1)] * 4
-    bins = tiny_tokenizer(transition)
-    path = tmp_path / "phone.html"
-    html = attention.viewer(maps, ids[0], bins, tasks.MEANING["hopper"], "seen")
-    path.write_text(f"{HEAD}{html}")
-    page.open(path, width=360)
-    assert page.js("document.scrollingElement.scrollWidth") <= 360
-    boxes = page.js(f"{CELLS}.map(cell => [cell.getBoundingClientRect().width, cell.getBoundingClientRect().height])")
-    assert len(boxes) == 160 and np.min(boxes) >= 24
-    assert "http" not in html and len(html) < 400_000
+        torch.testing.assert_close(logits, model(ids)[:, :-1])

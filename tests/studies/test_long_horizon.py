@@ -12,21 +12,18 @@ import torch
 from conftest import WORLD, V, random_ids, tiny_model, tiny_tokenizer
 from scipy.stats import norm
 
-from ttlib import data
 from ttlib.baselines.ensemble import Ensemble, EnsembleConfig, Transitions
 from ttlib.datasets import hdf5, regenerated
+from ttlib.datasets.arrays import episodes
 from ttlib.environments import bodies
 from ttlib.pipeline import experiments, places, store
-from ttlib.pipeline.experiments import LongHorizon
+from ttlib.pipeline.experiments import EnsembleFit, LongHorizon
 from ttlib.studies import horizon_metrics, long_horizon
 from ttlib.studies.horizon_metrics import Grid
 
 PROTOCOL = LongHorizon("smoke", "observed", steps=3, samples=4, kept=1, seeds=(0, 1), ensemble=EnsembleConfig())
 ON = Grid(np.linspace([-1.0, 0.0], [1.0, 3.0], V + 1, axis=1), np.array([True, True]))
-MASKED = replace(PROTOCOL, panel="masked", ensemble=EnsembleConfig(hidden=0.5))
-
-
-# -- what a table depends on ---------------------------------------------------------------------------------
+MASKED = replace(PROTOCOL, panel="masked", ensemble=EnsembleConfig(mask_probability=0.5))
 
 
 def other(value):
@@ -34,11 +31,11 @@ def other(value):
 
 
 def test_an_ensemble_is_found_by_every_choice_that_made_it():
-    made = EnsembleConfig(hidden=0.5)
+    made = EnsembleConfig(mask_probability=0.5)
     changed = [replace(made, **{f.name: other(getattr(made, f.name))}) for f in dataclasses.fields(made)]
     changed = [replace(MASKED, ensemble=config) for config in [made, *changed] if config.seed == 0]
-    keys = [long_horizon.ensemble_key(p, 0) for p in changed]
-    keys += [long_horizon.ensemble_key(MASKED, 1), long_horizon.ensemble_key(replace(MASKED, panel="observed"), 0)]
+    fits = [(p, 0) for p in changed] + [(MASKED, 1), (replace(MASKED, panel="observed"), 0)]
+    keys = [store.ensemble_key(long_horizon.ensemble_fit(*fit)) for fit in fits]
     assert len(set(keys)) == len(keys) == len(dataclasses.fields(made)) + 2
 
 
@@ -46,25 +43,29 @@ def test_an_ensemble_is_found_by_every_choice_that_made_it():
 def test_a_curve_is_recomputed_when_what_it_is_made_of_changes(model, monkeypatch):
     """It follows the weights of the model of each seed, those whose bins it is scored on, and the true rollouts."""
     marks = {}
-    monkeypatch.setattr(store, "weights_key", lambda e: marks.get((e.name, e.train.seed), "as it was"))
+
+    def weights(e):
+        return store.ensemble_key(e) if isinstance(e, EnsembleFit) else marks.get((e.name, e.train.seed), "as it was")
+
+    def inputs(protocol):
+        return store.inputs(long_horizon.made_of(protocol, model))
+
+    monkeypatch.setattr(store, "weights_key", weights)
     monkeypatch.setattr(store, "data_key", lambda c: marks.get(c.quality, c.quality))
-    before = long_horizon.inputs(MASKED, model)
+    before = inputs(MASKED)
     names = {"transformer": "humanoid-masked", "markov": "humanoid-masked-markov"}
     others = {(name, seed) for name in names.values() for seed in MASKED.seeds}
     own = {(name, seed) for name, seed in others if name == names.get(model)}
     for mark in [("humanoid", 0), "reference", "simulator", *own]:
         marks = {mark: "changed"}
-        assert long_horizon.inputs(MASKED, model) != before, mark
+        assert inputs(MASKED) != before, mark
     for mark in others - own:
         marks = {mark: "changed"}
-        assert long_horizon.inputs(MASKED, model) == before, mark
+        assert inputs(MASKED) == before, mark
     marks = {"expert": "changed"}  # what an ensemble is fitted to
-    assert (long_horizon.inputs(MASKED, model) != before) == (model in long_horizon.ENSEMBLES)
-    fewer = long_horizon.inputs(replace(MASKED, seeds=(0,)), model)
+    assert (inputs(MASKED) != before) == (model in long_horizon.ENSEMBLES)
+    fewer = inputs(replace(MASKED, seeds=(0,)))
     assert (fewer != before) == (model in names or model in long_horizon.ENSEMBLES)
-
-
-# -- rows ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -89,11 +90,10 @@ def world(monkeypatch):
     monkeypatch.setattr(horizon_metrics, "interval", functools.partial(horizon_metrics.interval, samples=10))
     monkeypatch.setattr(long_horizon, "references", lambda size, steps: (held, start))
     monkeypatch.setattr(long_horizon, "grid", lambda exp: ON)
-    monkeypatch.setattr(store, "dataset", lambda config: data.episodes(arrays))
+    monkeypatch.setattr(store, "dataset", lambda config: episodes(arrays))
     with_density = {"ensemble_ts1": density}
-    monkeypatch.setattr(
-        long_horizon, "sampled", lambda p, model, seed: (states[seed], mass[seed], with_density.get(model))
-    )
+    sampled = lambda p, model, seed: (states[seed], mass[seed], with_density.get(model))  # noqa: E731
+    monkeypatch.setattr(long_horizon, "sampled", sampled)
     return SimpleNamespace(held=held, true=true, states=states, mass=mass, density=density)
 
 
@@ -144,7 +144,7 @@ def test_leads_compare_the_scores_of_the_same_references(world, tmp_path, monkey
     """Against each model by hand, from tables that were written and read again; over itself the lead is zero."""
     monkeypatch.setattr(places, "ROOT", tmp_path)
     monkeypatch.setattr(places, "TABLES", tmp_path / "tables")
-    monkeypatch.setattr(long_horizon, "inputs", lambda p, model: {})
+    monkeypatch.setattr(store, "inputs", lambda of: {})
     monkeypatch.setattr(experiments, "long_horizon", lambda size, panel: replace(PROTOCOL, panel=panel))
     table = long_horizon.figure_2_leads("smoke").set_index(["panel", "other", "first", "last"]).sort_index()
     curves = long_horizon.figure_2("smoke")
@@ -166,12 +166,9 @@ def test_no_binned_row_passes_the_oracle(world):
         assert (long_horizon.curves(PROTOCOL, model).log_likelihood <= bounds["oracle"].max()).all()
 
 
-# -- one step --------------------------------------------------------------------------------------------------
-
-
 def test_one_step_leaves_out_what_has_no_transition_before_it(monkeypatch):
     """Held-out nats of the next state by transitions seen, one token after the other, hidden ones left out."""
-    model, T, D = tiny_model(WORLD, 3, missing=True), 3, WORLD.D
+    model, T, D = tiny_model(WORLD, 3, masked=True), 3, WORLD.D
     ids, rng = random_ids(7, T * D), torch.Generator().manual_seed(1)
     weight = (torch.rand(ids.shape, generator=rng) < 0.6).float()
     windows = type("Windows", (), {"__len__": lambda self: 7, "batch": lambda self, start: (ids[start], weight[start])})
@@ -205,21 +202,18 @@ def test_the_ensemble_on_bins_is_its_mass_in_the_right_one():
             assert found[n, i] == pytest.approx(math.log(mass[b] / ON.width[i, b]), abs=1e-9)
 
 
-# -- bodies ----------------------------------------------------------------------------------------------------
-
-
 def test_bodies_are_where_the_simulator_had_them(tmp_path, monkeypatch):
     """Head and feet of a reference, drawn from 45 numbers alone, within a centimetre of the simulator's."""
     regenerated.regenerate(tmp_path / "reference.hdf5", "humanoid", "reference", 4 * 51, seed=0)
     arrays = hdf5.read(tmp_path / "reference.hdf5")
     truth = arrays["infos/qpos"][:51]
     truth[:, :2] -= truth[0, :2]
-    found = data.episodes(arrays)
+    found = episodes(arrays)
     held, protocol = horizon_metrics.trajectories(found, 50), replace(PROTOCOL, steps=50, seeds=(0,))
     monkeypatch.setattr(places, "ROOT", tmp_path)
     monkeypatch.setattr(places, "TABLES", tmp_path / "tables")
     monkeypatch.setattr(experiments, "long_horizon", lambda size, panel: protocol)
-    monkeypatch.setattr(long_horizon, "inputs", lambda p, model: {})
+    monkeypatch.setattr(store, "inputs", lambda of: {})
     monkeypatch.setattr(long_horizon, "references", lambda size, steps: (held, found.states[0]))
     standing = np.repeat(found.states[:1][None], 51, axis=1)
     standing[:, :, 22:] = 0

@@ -1,1 +1,1 @@
-"""What the Transformer is compared with: Gaussian ensembles, cloning, shooting."""
+"""The methods that the Transformer is compared with: Gaussian ensembles, behaviour cloning and random shooting."""

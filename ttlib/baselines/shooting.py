@@ -1,4 +1,9 @@
-"""Planning by random shooting through the Gaussian ensemble: the planner that Section 3.2 says exploits its model."""
+"""Planning by random shooting through the Gaussian ensemble.
+
+Section 3.2 warns that such a planner exploits the errors of its model.
+"""
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,45 +18,58 @@ from ttlib.search import Plan
 def fit(
     training: Episodes, held_out: Episodes, config: EnsembleConfig, gamma: float, updates: int
 ) -> tuple[Ensemble, cloning.MLP]:
-    """Dynamics with rewards, and V(s): the expected discounted return from a state on, of the data's policies."""
-    parts = [training, held_out]
-    made, _ = ensemble.fit(*(ensemble.transitions(part) for part in parts), config)
-    values = [data.reward_to_go(part.rewards, part.starts, gamma)[:, None] for part in parts]
-    scale = values[0].std() + 1e-6
+    """Fit the models that shooting plans with: an ensemble that predicts rewards as well, and a value V(s).
+
+    V(s) is the expected discounted return from a state under the policies of the data.
+    """
+    dynamics, _ = ensemble.fit(ensemble.transitions(training), ensemble.transitions(held_out), config)
+    returns = [data.reward_to_go(part.rewards, part.starts, gamma)[:, None] for part in (training, held_out)]
+    scale = returns[0].std() + 1e-6
     value, _ = cloning.fit(
-        training.states, values[0] / scale, held_out.states, values[1] / scale,
+        training.states, returns[0] / scale, held_out.states, returns[1] / scale,
         seed=config.seed, updates=updates, bounded=False,
     )  # fmt: skip
-    with torch.no_grad():  # the network's last layer gives the scale back
+    with torch.no_grad():  # scale the outputs back to the units of the rewards
         value.net[-1].weight *= scale
         value.net[-1].bias *= scale
-    return made, value
+    return dynamics, value
 
 
 class RandomShooting:
-    """As many action sequences as the search of `plan` has candidates, each of its horizon, all drawn uniformly; the
-    first action of the one of greatest value is taken.
+    """An agent that draws action sequences uniformly, and takes the first action of the one with the greatest value.
 
-    A sequence is rolled out once, by TS-1.  Its value is sum_{k<h} gamma^k r_k + gamma^h V(s_h).
+    The number of sequences is that of the candidates in the search of `plan` (beam width times expansions), and their
+    length is its horizon h.  Each sequence is rolled out once, by TS-1.  Its value is
+    sum_{k<h} gamma^k r_k + gamma^h V(s_h).
     """
 
-    def __init__(self, made: Ensemble, value: cloning.MLP, plan: Plan, low: np.ndarray, high: np.ndarray, seed: int):
-        self.made, self.value, self.plan, self.low, self.high = made, value, plan, low, high
-        self.rng = np.random.default_rng(seed)
+    def __init__(self, dynamics: Ensemble, value: cloning.MLP, plan: Plan, low: np.ndarray, high: np.ndarray):
+        self.dynamics, self.value, self.plan, self.low, self.high = dynamics, value, plan, low, high
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        """Begin one rollout for each seed, from which its random numbers come."""
+        self.rngs = [np.random.default_rng(seed) for seed in seeds]
 
     def act(self, states: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """states (E, N) -> actions (E, M) and the value predicted, (E,)."""
-        E, K, h = len(states), self.plan.plans * self.plan.candidates, self.plan.horizon
-        actions = self.rng.uniform(self.low, self.high, (h, E * K, len(self.low)))
+        """Return actions (E, M) for states (E, N), and their predicted values (E,)."""
+        E, K, h = len(states), self.plan.beam_width * self.plan.expansions, self.plan.horizon
+        actions = self._draw(lambda rng: rng.uniform(self.low, self.high, (h, K, len(self.low))), axis=1)
         s, value = np.repeat(states, K, axis=0), np.zeros(E * K)
         for t in range(h):
-            mean, std = self.made.predict(s, actions[t])
-            own = (self.rng.integers(len(mean), size=E * K), np.arange(E * K))
-            found = mean[own] + std[own] * self.rng.standard_normal(mean.shape[1:])
-            s, value = found[:, :-1], value + self.plan.gamma**t * found[:, -1]
+            mean, std = self.dynamics.predict(s, actions[t])
+            count, _, size = mean.shape
+            members = self._draw(lambda rng, count=count: rng.integers(count, size=K))
+            drawn = (members, np.arange(E * K))  # a member for each sequence
+            outputs = mean[drawn] + std[drawn] * self._draw(lambda rng, size=size: rng.standard_normal((K, size)))
+            s, value = outputs[:, :-1], value + self.plan.gamma**t * outputs[:, -1]
         value = (value + self.plan.gamma**h * self.value.act(s)[:, 0]).reshape(E, K)
         best = np.where(np.isfinite(value), value, -np.inf).argmax(1)
         return actions[0].reshape(E, K, -1)[np.arange(E), best], {"value": value[np.arange(E), best]}
 
+    def _draw(self, draw: Callable[[np.random.Generator], np.ndarray], axis: int = 0) -> np.ndarray:
+        """Draw from each rollout's generator and join along `axis`."""
+        return np.concatenate([draw(rng) for rng in self.rngs], axis=axis)
+
     def observe(self, rewards: np.ndarray, going_on: np.ndarray) -> None:
-        """Nothing is remembered."""
+        """Keep the random numbers of the rollouts that go on.  (E,) both"""
+        self.rngs = [rng for rng, stays in zip(self.rngs, going_on, strict=True) if stays]

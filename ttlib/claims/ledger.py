@@ -1,6 +1,6 @@
-"""The claims ledger: data/claims.toml says what the paper claims and how each claim is judged.
+"""The ledger of claims: data/claims.toml says what the paper claims and how each claim is judged.
 
-ttlib/claims/rules.py judges it from result files, and from nothing else.
+The rules in ttlib/claims/rules.py judge the claims from result files, and from nothing else.
 """
 
 import re
@@ -17,10 +17,7 @@ from ttlib.claims.rules import Finding, NotTestedError
 from ttlib.pipeline import places
 
 LEDGER = places.ROOT / "data" / "claims.toml"
-
-
 SIZES = ("laptop", "paper")  # results of size smoke mean nothing
-
 
 REPRODUCED, TREND, NOT_HERE, NOT, UNTESTED = VERDICTS = (
     "reproduced", "trend only", "not at this size", "not reproduced", "not tested"
@@ -29,6 +26,8 @@ REPRODUCED, TREND, NOT_HERE, NOT, UNTESTED = VERDICTS = (
 
 @dataclass(frozen=True)
 class Outcome:
+    """A verdict with the finding behind it, and a note for the reader."""
+
     verdict: str
     finding: Finding | None
     note: str
@@ -36,7 +35,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Claim:
-    """A row of the ledger; the meaning of each field stands at the top of data/claims.toml."""
+    """A row of the ledger; the comment at the top of data/claims.toml explains the fields."""
 
     id: str
     section: str
@@ -44,7 +43,7 @@ class Claim:
     page: str
     paper: str
     place: str
-    unit: str
+    sentence: str
     tolerance: str
     trend: str
     interval: str
@@ -61,26 +60,31 @@ class Claim:
             if not isinstance(value, getattr(field.type, "__origin__", field.type)) or value in ("", []):
                 raise ValueError(f"{self.id}: {field.name} = {value!r}; expected a {field.type} that is not empty")
         if self.id not in rules.RULES:
-            raise ValueError(
-                f"{self.id}: no rule of ttlib/claims/rules.py has this name; there are {', '.join(rules.RULES)}"
-            )
+            raise ValueError(f"{self.id}: no rule in ttlib/claims/rules.py has this name; use one of {[*rules.RULES]}")
         if list(self.expected) != list(SIZES) or not set(self.expected.values()) <= set(VERDICTS):
-            raise ValueError(f"{self.id}: expected = {self.expected}; wanted one of {VERDICTS} for each of {SIZES}")
-        for text in ("tolerance", "trend"):
-            try:
-                object.__setattr__(self, text, getattr(self, text).format(**self.limits))
-            except KeyError as error:
-                raise ValueError(f"{self.id}: {text} names {error}, which is not in limits {self.limits}") from None
+            raise ValueError(f"{self.id}: expected = {self.expected}; give each of {SIZES} one of {VERDICTS}")
+        for name in ("tolerance", "trend"):
+            object.__setattr__(self, name, self._filled(name, self.limits))
+        self._filled("sentence", {"value": 0.0, "low": 0.0, "high": 0.0})
+
+    def _filled(self, name: str, numbers: dict[str, float]) -> str:
+        try:
+            return getattr(self, name).format(**numbers)
+        except KeyError as error:
+            raise ValueError(f"{self.id}: {name} names {error}; expected one of {[*numbers]}") from None
+
+    def says(self, finding: Finding) -> str:
+        """Return the row's sentence with the numbers of a finding."""
+        return self.sentence.format(value=finding.value, low=finding.low, high=finding.high)
 
 
 def load(path: Path = LEDGER) -> list[Claim]:
-    """The ledger.  ValueError names the claim whose row is wrong, or a rule without a row."""
+    """Read the ledger.  ValueError names the claim whose row is wrong, or says that a rule has no row."""
     names, claims = {field.name for field in fields(Claim)}, []
     for row in tomllib.loads(path.read_text())["claim"]:
         if wrong := names ^ set(row):
-            raise ValueError(
-                f"{path.name}, {row.get('id', row)}: fields missing or unknown: {', '.join(sorted(wrong))}"
-            )
+            name = row.get("id", row)
+            raise ValueError(f"{path.name}, {name}: fields are missing or unknown: {', '.join(sorted(wrong))}")
         claims.append(Claim(**row))
     if sorted(claim.id for claim in claims) != sorted(rules.RULES):
         raise ValueError(f"{path.name} must have one row for each rule of claims/rules.py: {', '.join(rules.RULES)}")
@@ -88,41 +92,41 @@ def load(path: Path = LEDGER) -> list[Claim]:
 
 
 def evaluate(claim: Claim, folder: Path, size: str) -> Outcome:
-    """The verdict of a claim from the CSV files of one size in `folder`.  ValueError where a file has other columns."""
-    if missing := [name for name in claim.files if not (folder / f"{name}.csv").exists()]:
-        return Outcome(UNTESTED, None, f"no {' and no '.join(f'{name}.csv' for name in missing)} of this size")
+    """Judge a claim from the CSV files of one size in `folder`.  ValueError if a file lacks a column."""
+    if missing := [f"{name}.csv" for name in claim.files if not (folder / f"{name}.csv").exists()]:
+        return Outcome(UNTESTED, None, f"There is no {' and no '.join(missing)} of this size.")
     tables = {name: pd.read_csv(folder / f"{name}.csv") for name in claim.files}
     try:
         finding = rules.RULES[claim.id](tables, claim.limits)
     except NotTestedError as error:
         return Outcome(UNTESTED, None, str(error))
     except (KeyError, AttributeError) as error:
-        found = {name: list(table) for name, table in tables.items()}
-        raise ValueError(f"claim {claim.id}, {folder}: a column is missing ({error}); there are {found}") from error
+        columns = {name: list(table) for name, table in tables.items()}
+        raise ValueError(f"{claim.id}, {folder}: {error!r}; is a column missing? There are {columns}") from error
     if not np.isfinite(finding.value):
-        return Outcome(UNTESTED, None, f"the value is {finding.value}")
+        return Outcome(UNTESTED, None, "The results give no finite value.")
     failed = NOT_HERE if claim.size_matters and size != "paper" else NOT
     return Outcome(REPRODUCED if finding.holds else TREND if finding.trend else failed, finding, finding.note)
 
 
 def outcomes(claims: list[Claim], root: Path = places.ROOT / "figures") -> dict[tuple[str, str], Outcome]:
-    """(id, size) -> outcome."""
+    """Return (id, size) -> outcome."""
     return {(claim.id, size): evaluate(claim, root / size, size) for claim in claims for size in SIZES}
 
 
-def changed(claims: list[Claim], found: dict[tuple[str, str], Outcome]) -> list[str]:
-    """Verdicts that are not those of the ledger, one line each."""
+def changed(claims: list[Claim], judged: dict[tuple[str, str], Outcome]) -> list[str]:
+    """Return a line for each verdict that differs from the ledger's."""
     return [
-        f"{claim.id}, size {size}: {now}, the ledger says {claim.expected[size]}"
+        f"{claim.id}, size {size}: the verdict is {now!r}, but the ledger says {claim.expected[size]!r}"
         for claim in claims
         for size in SIZES
-        if (now := found[claim.id, size].verdict) != claim.expected[size]
+        if (now := judged[claim.id, size].verdict) != claim.expected[size]
     ]
 
 
-def record(claims: list[Claim], found: dict[tuple[str, str], Outcome], path: Path = LEDGER) -> None:
-    """Write the verdicts found into the ledger, claim by claim; all else in the file stays."""
-    verdicts = iter([{size: found[claim.id, size].verdict for size in SIZES} for claim in claims])
+def record(claims: list[Claim], judged: dict[tuple[str, str], Outcome], path: Path = LEDGER) -> None:
+    """Write the verdicts into the ledger, claim by claim; the rest of the file is unchanged."""
+    verdicts = iter([{size: judged[claim.id, size].verdict for size in SIZES} for claim in claims])
 
     def line(_) -> str:
         return "expected = { " + ", ".join(f'{size} = "{verdict}"' for size, verdict in next(verdicts).items()) + " }"
@@ -131,30 +135,17 @@ def record(claims: list[Claim], found: dict[tuple[str, str], Outcome], path: Pat
     files.write_aside(path, lambda aside: aside.write_text(text))
 
 
-def number(x: float) -> str:
-    """Two digits, more where the number before the point has more."""
-    return f"{x:,.0f}" if abs(x) >= 10 else f"{x:.2g}"
-
-
-def ours(outcome: Outcome) -> str:
-    """Value [interval], or a dash where nothing was tested."""
-    if (found := outcome.finding) is None:
-        return "–"
-    interval = f" [{number(found.low)}, {number(found.high)}]" if np.isfinite([found.low, found.high]).all() else ""
-    return number(found.value) + interval
-
-
-def table(claims: list[Claim], found: dict[tuple[str, str], Outcome], pages: str) -> str:
-    """The ledger in Markdown, with the sizes that were run; pages: the folder that links begin with."""
-    sizes = [size for size in SIZES if size == SIZES[0] or any(found[c.id, size].finding for c in claims)]
-    heads = [f"{word}{f' ({size})' if len(sizes) > 1 else ''}" for size in sizes for word in ("ours", "verdict")]
+def table(claims: list[Claim], judged: dict[tuple[str, str], Outcome], pages: str) -> str:
+    """Return the ledger in Markdown, with the sizes that were run; links to pages begin with the folder `pages`."""
+    sizes = [size for size in SIZES if size == SIZES[0] or any(judged[c.id, size].finding for c in claims)]
+    heads = [f"{word}{f' ({size})' if len(sizes) > 1 else ''}" for size in sizes for word in ("our result", "verdict")]
     rows = [["claim", "in the paper", *heads, "page"], [":---"] * (3 + len(heads))]
     for claim in claims:
         cells = []
-        for outcome in (found[claim.id, size] for size in sizes):
-            cells += [f"{ours(outcome)}{f' {claim.unit}' if outcome.finding else ''}", outcome.verdict]
-        there = (places.ROOT / "notebooks" / f"{claim.page}.py").exists()
-        link = f"[{claim.page[:2]}]({pages}{claim.page}.py)" if there else ""
+        for outcome in (judged[claim.id, size] for size in sizes):
+            cells += [claim.says(outcome.finding) if outcome.finding else "–", outcome.verdict]
+        exists = (places.ROOT / "notebooks" / f"{claim.page}.py").exists()
+        link = f"[{claim.page[:2]}]({pages}{claim.page}.py)" if exists else ""
         rows.append([claim.wording, f"{claim.paper} ({claim.place})", *cells, link])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
@@ -162,8 +153,8 @@ def table(claims: list[Claim], found: dict[tuple[str, str], Outcome], pages: str
 BLOCK = re.compile(r"(<!-- claims: `make claims` writes this table -->\n).*?(<!-- /claims -->)", re.DOTALL)
 
 
-def into_readme(text: str, claims: list[Claim], found: dict[tuple[str, str], Outcome]) -> str:
-    """README.md with the table between its two marks.  ValueError where they are missing."""
+def into_readme(text: str, claims: list[Claim], judged: dict[tuple[str, str], Outcome]) -> str:
+    """Return the text of README.md with a new table between its two marks.  ValueError if a mark is missing."""
     if not BLOCK.search(text):
         raise ValueError(f"README.md has no place for the table of claims; expected the marks {BLOCK.pattern}")
-    return BLOCK.sub(lambda mark: f"{mark[1]}\n{table(claims, found, 'notebooks/')}\n{mark[2]}", text)
+    return BLOCK.sub(lambda mark: f"{mark[1]}\n{table(claims, judged, 'notebooks/')}\n{mark[2]}", text)

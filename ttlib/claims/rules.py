@@ -1,4 +1,8 @@
-"""The rules that decide the paper's claims, one for each row of data/claims.toml: (tables, limits) -> Finding."""
+"""The rules that judge the paper's claims, one function for each row of data/claims.toml.
+
+A rule takes the result tables by name and the limits of its row, and returns a Finding.  Its name is the id of the row
+with underscores.  Rules tell settings apart by the columns `variant`, `horizon`, `noise`, ... and never by a label.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,15 +13,16 @@ import pandas as pd
 from ttlib.pipeline import experiments, places
 
 Tables = dict[str, pd.DataFrame]
+Limits = dict[str, float]
 
 
 class NotTestedError(Exception):
-    """The files are there; rows that the rule needs are not."""
+    """The result files exist, but they lack rows that the rule needs."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a rule finds: our value with its interval (NaN: none), and whether the claim or only its trend holds."""
+    """Hold our value, its interval (NaN where there is none), and whether the claim or only its trend holds."""
 
     value: float
     low: float
@@ -27,29 +32,36 @@ class Finding:
     note: str = ""
 
 
-RULES: dict[str, Callable[[Tables, dict[str, float]], Finding]] = {}
+RULES: dict[str, Callable[[Tables, Limits], Finding]] = {}
 
 
-def rule(name: str):
-    def add(function):
-        RULES[name] = function
-        return function
+def rule(function: Callable[[Tables, Limits], Finding]) -> Callable[[Tables, Limits], Finding]:
+    """Add a rule to RULES under the id of its claim: `round_trip` judges the claim `round-trip`."""
+    RULES[function.__name__.replace("_", "-")] = function
+    return function
 
-    return add
+
+# Statistics
 
 
 def rows_of(table: pd.DataFrame, **equal) -> pd.DataFrame:
-    """Rows with these values.  NotTestedError where there is none."""
-    found = table
+    """Return the rows whose columns have these values.  NotTestedError if there are no such rows."""
+    rows = table
     for column, value in equal.items():
-        found = found[found[column] == value]
-    if not len(found):
-        raise NotTestedError("no rows" + ", ".join(f" with {c} = {v}" for c, v in equal.items()))
-    return found
+        rows = rows[rows[column] == value]
+    if not len(rows):
+        wanted = ", ".join(f"{column} = {value}" for column, value in equal.items())
+        raise NotTestedError(f"The results have no rows with {wanted}." if wanted else "The results have no rows.")
+    return rows
 
 
-def means(rows: pd.DataFrame, column: str, samples: int = 2000) -> np.ndarray:
-    """(samples,) bootstrap means of a column: models drawn with replacement, and rollouts within each.
+def model_mean(rows: pd.DataFrame, column: str) -> float:
+    """Return the mean over models of each model's mean."""
+    return float(rows.groupby("model_seed")[column].mean().mean())
+
+
+def bootstrap_means(rows: pd.DataFrame, column: str, samples: int = 2000) -> np.ndarray:
+    """Return (samples,) bootstrap means of a column: models are drawn with replacement, and rollouts within each.
 
     The draws are the same at every call, so two methods with the same seeds in the same order are compared in pairs.
     """
@@ -60,167 +72,170 @@ def means(rows: pd.DataFrame, column: str, samples: int = 2000) -> np.ndarray:
     return within[drawn, np.arange(samples)[:, None]].mean(1)
 
 
-def between(x: np.ndarray, level: float = 0.9) -> tuple[float, float]:
-    """The interval that holds the middle of bootstrap values."""
-    low, high = np.quantile(x, [(1 - level) / 2, (1 + level) / 2])
+def interval(bootstrap: np.ndarray, level: float = 0.9) -> tuple[float, float]:
+    """Return the bounds that hold the middle `level` of bootstrap values."""
+    low, high = np.quantile(bootstrap, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def mean(rows: pd.DataFrame, column: str) -> float:
-    """Of the models' means."""
-    return float(rows.groupby("model_seed")[column].mean().mean())
+def listed(values: dict[str, str]) -> str:
+    """Return "a 1, b 2" for notes."""
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
-@rule("round-trip")
-def _(tables: Tables, limits: dict) -> Finding:
-    found = rows_of(tables["round_trip"], bins="uniform")
-    worst = found.largest_error.max()
-    holds = bool(worst <= limits["half_bins"])
-    return Finding(worst, np.nan, np.nan, holds, False, f"{len(found)} dimensions of {found.steps.max():,} steps")
+# Equation 1 and Section 3.2: exact statements
 
 
-@rule("length-m-is-cloning")
-def _(tables: Tables, limits: dict) -> Finding:
-    found = tables["cloning_check"]
-    same = (found.search == found.policy) & (found.search_log_p - found.policy_log_p).abs().le(limits["nats"])
-    return Finding(same.mean(), np.nan, np.nan, bool(same.all()), False, f"{len(found)} states")
+@rule
+def round_trip(tables: Tables, limits: Limits) -> Finding:
+    rows = rows_of(tables["round_trip"], bins="uniform")
+    worst = rows.largest_error.max()
+    note = f"All {rows.steps.max():,} steps were checked in {len(rows)} dimensions."
+    return Finding(worst, np.nan, np.nan, bool(worst <= limits["half_bins"]), False, note)
 
 
-# Figures 1 and 2.
+@rule
+def length_m_is_cloning(tables: Tables, limits: Limits) -> Finding:
+    rows = tables["cloning_check"]
+    same = (rows.search == rows.policy) & (rows.search_log_p - rows.policy_log_p).abs().le(limits["nats"])
+    return Finding(same.mean(), np.nan, np.nan, bool(same.all()), False, f"{len(rows)} states were tried.")
 
 
-@rule("plausible-humanoid")
-def _(tables: Tables, limits: dict) -> Finding:
-    keys = ["model", "rollout", "t"]
-    traced = tables["fig1_humanoid"].pivot(index=keys, columns="body", values="z")
-    found = rows_of(tables["fig1_poses"].set_index(keys).join(traced, how="inner").sort_index())
-    quaternion = found[["q3", "q4", "q5", "q6"]]
+# Figure 1
+
+
+def _torso_turns(poses: pd.DataFrame) -> pd.Series:
+    """Return the torso's turn since the step before in radians, NaN at the first step of a trajectory."""
+    quaternion = poses[["q3", "q4", "q5", "q6"]]
     before = quaternion.groupby(level=["model", "rollout"]).shift()
-    cosine = (quaternion * before).sum(axis=1, skipna=False).abs().clip(upper=1)
-    found["turn"] = 2 * np.arccos(cosine)  # of the torso since the step before, radians; NaN at the first
-    true = rows_of(found.reset_index(), model="reference")
-    moving = found[found.index.get_level_values("t") > 0]
-    heights = moving[list(traced)]
-    inside = (heights >= true[list(traced)].min() - limits["metres"]) & (
-        heights <= true[list(traced)].max() + limits["metres"]
-    )
-    fine = inside.all(axis=1) & (moving.turn <= limits["turns"] * true.turn.max())
-    share = fine.groupby(level=["model", "rollout"]).mean()
-    ours, other = share.loc["transformer"], share.drop(index=["transformer", "reference"]).mean()
+    return 2 * np.arccos((quaternion * before).sum(axis=1, skipna=False).abs().clip(upper=1))
+
+
+@rule
+def plausible_humanoid(tables: Tables, limits: Limits) -> Finding:
+    keys = ["model", "rollout", "t"]
+    heights = tables["fig1_humanoid"].pivot(index=keys, columns="body", values="z")
+    poses = rows_of(tables["fig1_poses"].set_index(keys).join(heights, how="inner").sort_index())
+    poses["turn"] = _torso_turns(poses)
+    true = rows_of(poses.reset_index(), model="reference")
+    moving = poses[poses.index.get_level_values("t") > 0]
+    lowest, highest = true[list(heights)].min() - limits["metres"], true[list(heights)].max() + limits["metres"]
+    inside = (moving[list(heights)] >= lowest) & (moving[list(heights)] <= highest)
+    plausible = inside.all(axis=1) & (moving.turn <= limits["turns"] * true.turn.max())
+    fraction = plausible.groupby(level=["model", "rollout"]).mean()
+    ours, other = fraction.loc["transformer"], fraction.drop(index=["transformer", "reference"]).mean()
     ahead = ours.mean() > other
-    note = f"the ensemble: {other:.0%}, true trajectories: {share.loc['reference'].mean():.0%}"
+    note = f"The ensemble reaches {other:.0%}, true trajectories {fraction.loc['reference'].mean():.0%}."
     return Finding(ours.mean(), ours.min(), ours.max(), ahead and ours.mean() >= limits["plausible"], ahead, note)
 
 
+# Figure 2
+
+
 def _curve(table: pd.DataFrame, panel: str, model: str) -> pd.DataFrame:
-    """Rows of Figure 2 by t; what all training seeds say together stands under the smallest seed."""
+    """Return a model's curve by step t.
+
+    The rows of the smallest seed hold the mean and the interval of all training seeds together.
+    """
     scoring = "histogram" if model == "simulator" else "mixture"
-    found = rows_of(table, panel=panel, model=model, scoring=scoring).sort_values("seed", kind="stable")
-    return found.drop_duplicates("t").set_index("t").sort_index()[["log_likelihood", "low", "high"]]
+    rows = rows_of(table, panel=panel, model=model, scoring=scoring).sort_values("seed", kind="stable")
+    return rows.drop_duplicates("t").set_index("t").sort_index()[["log_likelihood", "low", "high"]]
 
 
-def _better(table: pd.DataFrame, panel: str) -> str:
-    """The better of the two ways to sample the ensemble, by its mean over the steps."""
+def _better_ensemble(table: pd.DataFrame, panel: str) -> str:
+    """Return the better of the two ways to sample the ensemble, by its mean over the steps."""
     models = ("ensemble_ts1", "ensemble_tsinf")
     return max(models, key=lambda model: _curve(table, panel, model).log_likelihood.mean())
 
 
-def _ensemble(table: pd.DataFrame, panel: str) -> pd.DataFrame:
-    return _curve(table, panel, _better(table, panel))
-
-
 def _leads(table: pd.DataFrame, panel: str, other: str) -> tuple[pd.DataFrame, pd.Series, pd.Series]:
-    """The Transformer's lead over another model: by t, over the second half of the steps, and over all."""
-    found = rows_of(table, panel=panel, other=other).set_index(["first", "last"])[["lead", "low", "high"]]
-    single = found[found.index.get_level_values(0) == found.index.get_level_values(1)].droplevel(1).sort_index()
+    """Return the Transformer's lead over another model: by step, over the second half of the steps, and over all."""
+    rows = rows_of(table, panel=panel, other=other).set_index(["first", "last"])[["lead", "low", "high"]]
+    single = rows[rows.index.get_level_values(0) == rows.index.get_level_values(1)].droplevel(1).sort_index()
     last = single.index.max()
-    return single, found.loc[(last // 2 + 1, last)], found.loc[(1, last)]
+    return single, rows.loc[(last // 2 + 1, last)], rows.loc[(1, last)]
 
 
-@rule("order-of-models")
-def _(tables: Tables, limits: dict) -> Finding:
+@rule
+def order_of_models(tables: Tables, limits: Limits) -> Finding:
     table = tables["fig2_error_compounding"]
-    ours, other = _curve(table, "observed", "transformer"), _better(table, "observed")
+    ours, other = _curve(table, "observed", "transformer"), _better_ensemble(table, "observed")
     lead, late, _ = _leads(tables["fig2_leads"], "observed", other)
     above = ours.low > _curve(table, "observed", other).high
-    note = f"disjoint and above at {above.mean():.0%} of the steps, {lead['lead'].iloc[-1]:+.0f} nats at the last"
+    note = (
+        f"It is above the ensemble with disjoint intervals at {above.mean():.0%} of the steps, "
+        f"and its lead at the last step is {lead['lead'].iloc[-1]:.0f} nats."
+    )
     ahead = bool(above.iloc[-1])
     return Finding(late["lead"], late.low, late.high, ahead and above.mean() > limits["share"], ahead, note)
 
 
-@rule("ensemble-fails")
-def _(tables: Tables, limits: dict) -> Finding:
+@rule
+def ensemble_fails(tables: Tables, limits: Limits) -> Finding:
     table = tables["fig2_error_compounding"]
-    true, ensemble = _curve(table, "observed", "simulator"), _ensemble(table, "observed")
-    lost = true.log_likelihood - ensemble.log_likelihood >= limits["nats"]
-    good = lost.index[~lost].max() if (~lost).any() else 0  # the last step before which it was still near
+    true = _curve(table, "observed", "simulator").log_likelihood
+    ensemble = _curve(table, "observed", _better_ensemble(table, "observed")).log_likelihood
+    distance = true - ensemble
+    lost = distance >= limits["nats"]
+    last_near = lost.index[~lost].max() if (~lost).any() else 0
     last = int(lost.index.max())
-    note = f"still near at step {good}" if good < last else f"still near at the last step, {last}"
-    return Finding(min(good + 1, last), np.nan, np.nan, good < limits["steps"], good < last, note)
+    note = f"At the last step, {last}, it is {distance.loc[last]:.0f} nats below the true rollouts."
+    value = min(last_near + 1, last)
+    return Finding(value, np.nan, np.nan, last_near < limits["steps"], last_near < last, note)
 
 
-@rule("markov-is-close")
-def _(tables: Tables, limits: dict) -> Finding:
+@rule
+def markov_is_close(tables: Tables, limits: Limits) -> Finding:
     table = tables["fig2_error_compounding"]
-    full, cut = _curve(table, "observed", "transformer"), _curve(table, "observed", "markov")
-    gain = (full.log_likelihood - _ensemble(table, "observed").log_likelihood).mean()
-    apart = (full.log_likelihood - cut.log_likelihood).abs().mean()
-    overlap = ((full.low <= cut.high) & (cut.low <= full.high)).mean()
+    full, markov = _curve(table, "observed", "transformer"), _curve(table, "observed", "markov")
+    ensemble = _curve(table, "observed", _better_ensemble(table, "observed"))
+    gain = (full.log_likelihood - ensemble.log_likelihood).mean()
+    distance = (full.log_likelihood - markov.log_likelihood).abs().mean()
+    overlap = ((full.low <= markov.high) & (markov.low <= full.high)).mean()
     note = (
-        f"apart by {apart:.1f} nats on average, lead over the ensemble {gain:.1f}, intervals overlap at {overlap:.0%}"
+        f"They are {distance:.1f} nats apart on average, and their intervals overlap at {overlap:.0%} of the steps. "
+        f"The full model leads the ensemble by {gain:.1f} nats."
     )
-    holds = overlap == 1 or (gain > 0 and apart <= limits["close"] * gain)
-    return Finding(apart / gain, np.nan, np.nan, holds, gain > 0 and apart <= limits["near"] * gain, note)
+    holds = overlap == 1 or (gain > 0 and distance <= limits["close"] * gain)
+    return Finding(distance / gain, np.nan, np.nan, holds, gain > 0 and distance <= limits["near"] * gain, note)
 
 
-@rule("memory-when-masked")
-def _(tables: Tables, limits: dict) -> Finding:
+@rule
+def memory_when_masked(tables: Tables, limits: Limits) -> Finding:
     lead, _, masked = _leads(tables["fig2_leads"], "masked", "markov")
-    seen = _leads(tables["fig2_leads"], "observed", "markov")[2]
-    above, larger = (lead.low > 0).mean(), masked["lead"] > max(0, seen["lead"])
-    clearly = masked["low"] > max(0, seen["high"])
-    ahead = rows_of(tables["humanoid_one_step_by_past"], model="transformer").sort_values("past")
-    ahead = ahead.groupby("panel").log_density.agg(lambda density: density.iloc[-1] - density.iloc[0])
+    observed = _leads(tables["fig2_leads"], "observed", "markov")[2]
+    above, larger = (lead.low > 0).mean(), masked["lead"] > max(0, observed["lead"])
+    clearly = masked["low"] > max(0, observed["high"])
+    one_step = rows_of(tables["humanoid_one_step_by_past"], model="transformer").sort_values("past")
+    gain = one_step.groupby("panel").log_density.agg(lambda density: density.iloc[-1] - density.iloc[0])
     note = (
-        f"observed {seen['lead']:+.1f} [{seen['low']:.1f}, {seen['high']:.1f}]; masked above at {above:.0%} of the "
-        f"steps, below at {(lead.high < 0).mean():.0%}; one step ahead the rest of the window adds "
-        f"{ahead['masked']:.1f} nats to what the transition before gives, observed {ahead['observed']:.1f}"
+        f"If states are observed, the lead is {observed['lead']:.1f} "
+        f"[{observed['low']:.1f}, {observed['high']:.1f}] nats. If they are masked, the full model is above at "
+        f"{above:.0%} of the steps and below at {(lead.high < 0).mean():.0%}. One step ahead, a longer context adds "
+        f"{gain['masked']:.1f} nats if states are masked and {gain['observed']:.1f} if they are observed."
     )
     return Finding(masked["lead"], masked["low"], masked["high"], clearly and above > limits["share"], larger, note)
 
 
-@rule("discretisation-explains")
-def _(tables: Tables, limits: dict) -> Finding:
-    table = tables["fig2_error_compounding"]
-    ensemble = _ensemble(table, "observed").log_likelihood
-    full, cut = (_curve(table, "observed", model).log_likelihood - ensemble for model in ("transformer", "markov"))
-    late = full.index > full.index.max() / 2
-    kept = cut[late].mean() / full[late].mean() if full[late].mean() > 0 else 0.0
-    lower, note = [], []
-    for dataset, main, other in _ablation(tables["ablations_rollouts"], "independent"):
-        low, high = between(means(other, "return") - means(main, "return"))
-        lower.append(high < 0)
-        note.append(f"{dataset} {mean(other, 'return') / mean(main, 'return'):.2f} of the return if independent")
-    shared = kept >= limits["share"]
-    return Finding(kept, np.nan, np.nan, shared and all(lower), shared or all(lower), "; ".join(note))
+# Figure 3
 
 
-# Figure 3.
-
-
-@rule("attention-patterns")
-def _(tables: Tables, limits: dict) -> Finding:
+@rule
+def attention_patterns(tables: Tables, limits: Limits) -> Finding:
     states = rows_of(tables["attention_scores"], rows="states")
     states = states.assign(times=states.value / states.uniform_value)
     markov = rows_of(states, score="markov").groupby(["profile", "seed"]).value.max()
     striated = rows_of(states, score="striated").groupby(["profile", "seed"]).times.max()
     both = bool((markov >= limits["weight"]).all()), bool((striated >= limits["times"]).all())
-    note = f"{len(markov)} models; the most striated head of each: {striated.min():.1f} times uniform attention or more"
+    note = (
+        f"{len(markov)} models were scored. In each of them the most striated head has at least {striated.min():.1f} "
+        "times the weight of uniform attention."
+    )
     return Finding(markov.mean(), markov.min(), markov.max(), all(both), any(both), note)
 
 
-@rule("actions-attend-to-actions")
-def _(tables: Tables, limits: dict) -> Finding:
+@rule
+def actions_attend_to_actions(tables: Tables, limits: Limits) -> Finding:
     actions = rows_of(tables["attention_scores"], rows="actions")
     weight = {
         score: rows_of(actions, score=score).groupby(["profile", "seed"]).value.mean()
@@ -228,290 +243,340 @@ def _(tables: Tables, limits: dict) -> Finding:
     }
     sums, keys = weight["past_actions"] / weight["past_states"], weight["past_action_key"] / weight["past_state_key"]
     holds, trend = bool((sums > limits["sum"]).all()), bool((keys > 1).all())
-    note = f"{len(sums)} models; per key {keys.min():.2g} to {keys.max():.2g} times"
+    note = (
+        f"{len(sums)} models were scored. A single past action gets {keys.min():.2g} to {keys.max():.2g} times the "
+        "weight of a single past state dimension."
+    )
     return Finding(sums.mean(), sums.min(), sums.max(), holds, trend, note)
 
 
-# Table 1.
+# Table 1 and Figure 4
 
 PRIOR = ("BC", "CQL", "MOPO", "MBOP")
 
 
+def _on(table: pd.DataFrame, datasets: list[str]) -> pd.DataFrame:
+    """Return the rows on these datasets, regenerated or D4RL's own."""
+    return table[table.dataset.str.removesuffix("-v2").isin(datasets)]
+
+
+def _one_profile(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the profile with most datasets; of two with equally many, v1, which is the paper's text."""
+    datasets = rows.groupby("profile").dataset.nunique()
+    return rows[rows.profile == ("v1" if datasets.get("v1", 0) == datasets.max() else datasets.idxmax())]
+
+
 def _planned(table: pd.DataFrame, datasets: list[str]) -> pd.DataFrame:
-    """Rows of TTO on these datasets.  Of two profiles the one run on more of them, v1 (the paper's text) if equal; of
-    several searches the first in the file; never mere sampling."""
-    tto = table[table.dataset.str.removesuffix("-v2").isin(datasets) & (table.setting != "sampling")]
-    tto = rows_of(tto, method="tto")
-    run = tto.groupby("profile").dataset.nunique()
-    tto = tto[tto.profile == ("v1" if run.get("v1", 0) == run.max() else run.idxmax())]
-    return tto[tto.setting == tto.groupby("dataset").setting.transform("first")]
+    """Return the rows of the Trajectory Transformer's main search on these datasets, of one profile."""
+    return _one_profile(rows_of(_on(table, datasets), method="tto", variant="main"))
 
 
-def _shot(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """Rows of random shooting; of several numbers of sequences the least: as many transitions as the planner has."""
-    rows = rows_of(table, dataset=dataset, method="random_shooting")
-    count = rows.setting.str.extract(r"(\d+) sequences", expand=False).astype(float)
-    return rows[count.isna() | (count == count.min())]
+def _dataset_score(table: pd.DataFrame, ours: pd.DataFrame, par: float) -> dict:
+    """Return what the rules of Table 1 compare on one dataset.
+
+    `others` is the best method that learned from the same data, `everyone` includes the data's own policies, `prior` is
+    the best published one.  `good`: above behaviour cloning and on par with `others`.
+    """
+    dataset, score = ours.dataset.iloc[0], model_mean(ours, "score")
+    beside = table[(table.dataset == dataset) & (table.method != "tto")]
+    learned = beside[beside.method != "behaviour"]
+    clone = rows_of(learned, method="bc", variant="main")
+    best = {
+        name: max(model_mean(rows, "score") for _, rows in group.groupby(["method", "variant"]))
+        for name, group in (("others", learned), ("everyone", beside))
+    }
+    published = pd.read_csv(places.ROOT / "data" / "published_table1.csv")
+    prior = published[(published.dataset == dataset.removesuffix("-v2")) & published.method.isin(PRIOR)]["mean"].max()
+    above = interval(bootstrap_means(ours, "score") - bootstrap_means(clone, "score"))[0] > 0
+    good = above and score >= par * best["others"]
+    return {"source": ours.source.iloc[0], "score": score, "prior": prior, **best, "above": above, "good": good}
 
 
 def _scores(table: pd.DataFrame, datasets: list[str], par: float) -> tuple[pd.DataFrame, np.ndarray, str]:
-    """By dataset: score, source, best published prior, best other method run on the same data (the data's own policies
-    apart), whether ours is good: above behaviour cloning and on par with that best.  Bootstrap means of the score over
-    the datasets.  A note."""
-    published = pd.read_csv(places.ROOT / "data" / "published_table1.csv")
-    found, drawn, tto = [], [], _planned(table, datasets)
-    for dataset, rows in tto.groupby("dataset"):
-        everyone = table[(table.dataset == dataset) & (table.method != "tto")]
-        learned = everyone[everyone.method != "behaviour"]
-        clone = rows_of(learned, method="bc")
-        prior = published[(published.dataset == dataset.removesuffix("-v2")) & published.method.isin(PRIOR)]
-        row = {"source": rows.source.iloc[0], "score": mean(rows, "score"), "prior": prior["mean"].max()}
-        for name, group in (("others", learned), ("everyone", everyone)):
-            row[name] = max(mean(r, "score") for _, r in group.groupby(["method", "setting"]))
-        row["above"] = between(means(rows, "score") - means(clone, "score"))[0] > 0
-        row["good"] = row["above"] and row["score"] >= par * row["others"]
-        found.append(row)
-        drawn.append(means(rows, "score"))
-    scores = pd.DataFrame(found)
+    """Return `_dataset_score` of each dataset, bootstrap means of the score over the datasets, and a note."""
+    tto = _planned(table, datasets)
+    scores = pd.DataFrame([_dataset_score(table, rows, par) for _, rows in tto.groupby("dataset")])
     if 2 * len(scores) <= len(datasets):
-        raise NotTestedError(f"{len(scores)} of {len(datasets)} data sets were run; more than half are needed")
-    other = table[(table.method == "tto") & (table.setting != "sampling") & table.dataset.isin(tto.dataset)]
-    other = other[other.profile != tto.profile.iloc[0]]
-    beside = f"; profile {other.profile.iloc[0]}: mean score {other.score.mean():.1f}" if len(other) else ""
+        raise NotTestedError(f"The results cover {len(scores)} of {len(datasets)} datasets; more than half are needed.")
+    drawn = np.mean([bootstrap_means(rows, "score") for _, rows in tto.groupby("dataset")], axis=0)
     note = (
-        f"profile {tto.profile.iloc[0]}, {' and '.join(scores.source.unique())} data, {len(scores)} of {len(datasets)} "
-        f"sets run: above behaviour cloning on {scores.above.sum()}, on {scores.good.sum()} of those also on par with "
-        f"the best method run beside it{beside}"
+        f"Profile {tto.profile.iloc[0]} ran on {len(scores)} of {len(datasets)} datasets "
+        f"({' and '.join(scores.source.unique())}). It is above behaviour cloning on {scores.above.sum()}, and on "
+        f"{scores.good.sum()} of those it is also on par with the best method run on the same data."
     )
-    return scores, np.mean(drawn, axis=0), note
+    other = table[(table.method == "tto") & (table.variant == "main") & table.dataset.isin(tto.dataset)]
+    other = other[other.profile != tto.profile.iloc[0]]
+    if len(other):
+        note += f" The mean score of profile {other.profile.iloc[0]} is {other.score.mean():.1f}."
+    return scores, drawn, note
 
 
-def _on_par(tables: Tables, limits: dict, datasets: list[str]) -> Finding:
+def _on_par(tables: Tables, limits: Limits, datasets: list[str]) -> Finding:
     scores, drawn, note = _scores(tables["table1_rollouts"], datasets, limits["par"])
-    # Published scores belong to D4RL's files: on data of ours they are no yardstick.
+    # Published scores belong to D4RL's files: on regenerated data they are no yardstick.
     official = (scores.source == "official").all() and len(scores) == len(datasets)
     holds = official and (scores.score >= limits["par"] * scores.prior).all()
-    return Finding(scores.score.mean(), *between(drawn), bool(holds), bool(2 * scores.good.sum() > len(datasets)), note)
+    trend = 2 * scores.good.sum() > len(datasets)
+    return Finding(scores.score.mean(), *interval(drawn), bool(holds), bool(trend), note)
 
 
-@rule("hopper-walker")
-def _(tables: Tables, limits: dict) -> Finding:
+@rule
+def hopper_walker(tables: Tables, limits: Limits) -> Finding:
     return _on_par(tables, limits, [name for name in experiments.TABLE1 if not name.startswith("halfcheetah")])
 
 
-@rule("halfcheetah")
-def _(tables: Tables, limits: dict) -> Finding:
+@rule
+def halfcheetah(tables: Tables, limits: Limits) -> Finding:
     return _on_par(tables, limits, ["halfcheetah-medium", "halfcheetah-medium-replay"])
 
 
-@rule("halfcheetah-medium-expert")
-def _(tables: Tables, limits: dict) -> Finding:
+@rule
+def halfcheetah_medium_expert(tables: Tables, limits: Limits) -> Finding:
     scores, drawn, _ = _scores(tables["table1_rollouts"], ["halfcheetah-medium-expert"], 1.0)
-    row, (low, high) = scores.iloc[0], between(drawn)
+    row, (low, high) = scores.iloc[0], interval(drawn)
     holds = row.source == "official" and high < limits["short"] * row.prior
-    note = f"{row.source} data; the best method run beside it: {row.everyone:.1f}"
+    note = f"The data are {row.source}. The best method run on the same data scores {row.everyone:.1f}."
     return Finding(row.score, low, high, bool(holds), bool(high < limits["short"] * row.everyone), note)
 
 
-def _imitation(tables: Tables, limits: dict, dataset: str) -> Finding:
-    """The longest search that was run, beside the demonstrator's mean return."""
+# Imitation and goals, Section 4.2
+
+
+def _imitation(tables: Tables, limits: Limits, dataset: str) -> Finding:
+    """Compare the longest likelihood search that was run with the demonstrator's mean return."""
     table = tables["imitation_rollouts"]
-    tto = rows_of(table[table.dataset.str.removesuffix("-v2") == dataset], method="tto")
-    length = tto.setting.str.extract(r"(\d+) transition", expand=False).astype(float).fillna(0)
-    tto = _planned(tto[length == length.max()], [dataset])
-    clone = rows_of(table, dataset=tto.dataset.iloc[0], method="bc")
+    tto = rows_of(_on(table, [dataset]), method="tto")
+    tto = _one_profile(tto[tto.horizon == tto.horizon.max()])
+    clone = rows_of(table, dataset=tto.dataset.iloc[0], method="bc", variant="main")
     expert = tto.demonstrator.iloc[0]
-    value, other = mean(tto, "return") / expert, mean(clone, "return") / expert
-    low, high = between(means(tto, "return") / expert)
-    which = f"{tto.source.iloc[0]} data, profile {tto.profile.iloc[0]}, {tto.setting.iloc[0]}"
+    value, other = model_mean(tto, "return") / expert, model_mean(clone, "return") / expert
+    low, high = interval(bootstrap_means(tto, "return") / expert)
     trend = value >= limits["half"] and high >= other
     holds = value >= limits["paper"] - limits["below"]
-    return Finding(value, low, high, holds, trend, f"{which}; behaviour cloning {other:.2f}")
+    transitions = f"{tto.horizon.iloc[0]:.0f} transitions" if tto.horizon.iloc[0] else "a single action"
+    note = (
+        f"The search of profile {tto.profile.iloc[0]} has a horizon of {transitions}, on {tto.source.iloc[0]} data. "
+        f"Behaviour cloning reaches {other:.0%}."
+    )
+    return Finding(value, low, high, holds, trend, note)
 
 
-@rule("imitation-hopper")
-def _(tables: Tables, limits: dict) -> Finding:
+@rule
+def imitation_hopper(tables: Tables, limits: Limits) -> Finding:
     return _imitation(tables, limits, "hopper-expert")
 
 
-@rule("imitation-walker")
-def _(tables: Tables, limits: dict) -> Finding:
+@rule
+def imitation_walker(tables: Tables, limits: Limits) -> Finding:
     return _imitation(tables, limits, "walker2d-expert")
 
 
-@rule("goals-without-rewards")
-def _(tables: Tables, limits: dict) -> Finding:
+@rule
+def goals_without_rewards(tables: Tables, limits: Limits) -> Finding:
     rows = rows_of(tables["four_rooms_success"], split="seen", rooms_crossed=-1)
     ours = rows_of(rows, model="goal_transformer").iloc[0]
     others = {name: rows_of(rows, model=name).iloc[0] for name in ("transformer", "straight")}
     ahead = all(ours.low > other.high for other in others.values())
-    note = f"without goals {others['transformer'].success:.0%}, walking straight {others['straight'].success:.0%}"
+    note = (
+        f"The model without goals reaches {others['transformer'].success:.0%}, "
+        f"and walking straight reaches {others['straight'].success:.0%}."
+    )
     return Finding(ours.success, ours.low, ours.high, bool(ahead and ours.low > limits["success"]), ahead, note)
 
 
-# Ablations.
+# Ablations
+
+Pairs = list[tuple[str, pd.DataFrame, pd.DataFrame]]
 
 
-def _ablation(table: pd.DataFrame, begins: str) -> list[tuple[str, pd.DataFrame, pd.DataFrame]]:
-    """(dataset, rows of the main setting, rows of the one whose name begins so), wherever both were run."""
+def ablation_pairs(table: pd.DataFrame, variant: str, **equal) -> Pairs:
+    """Return (dataset, rows of the main planner, rows of a variant) for every dataset with both, of one profile.
+
+    NotTestedError if no dataset has both.  ValueError if several settings of the variant remain after `equal`.
+    """
     tto, pairs = rows_of(table, method="tto"), []
     for dataset, rows in tto.groupby("dataset"):
-        other = rows[rows.setting.str.startswith(begins)]
-        main = rows[(rows.setting == "main") & rows.profile.isin(other.profile)]
-        if other.groupby(["profile", "setting"]).ngroups > 1:
-            raise ValueError(
-                f"ablations_rollouts.csv has several settings {begins!r} on {dataset}; the claim needs one"
-            )
+        other = rows[rows.variant == variant]
+        for column, value in equal.items():
+            other = other[other[column] == value]
+        if other.groupby(["profile", "noise"], dropna=False).ngroups > 1:
+            raise ValueError(f"ablations_rollouts.csv has several settings of {variant!r} on {dataset}; expected one")
+        main = rows[(rows.variant == "main") & rows.profile.isin(other.profile)]
         if len(main) and len(other):
             pairs.append((dataset, main, other))
     if not pairs:
-        raise NotTestedError(f"no data set has both main and a setting {begins!r}")
+        raise NotTestedError(f"No dataset has rows of both the main planner and the variant {variant!r}.")
     return pairs
 
 
-def _compared(pairs: list) -> tuple[pd.DataFrame, tuple[float, float]]:
-    """By dataset: return as a share of the main one, interval of the difference; interval of the mean share."""
-    found, drawn = [], []
+def compare_pairs(pairs: Pairs) -> tuple[pd.DataFrame, tuple[float, float]]:
+    """Return a row for each dataset, and the interval of the ratio's mean over the datasets.
+
+    Columns: dataset, ratio (the variant's return over the main planner's), low and high (interval of the difference).
+    """
+    rows, drawn = [], []
     for dataset, main, other in pairs:
-        low, high = between(means(other, "return") - means(main, "return"))
-        found.append(
-            {"dataset": dataset, "share": mean(other, "return") / mean(main, "return"), "low": low, "high": high}
-        )
-        drawn.append(means(other, "return") / means(main, "return"))
-    return pd.DataFrame(found), between(np.mean(drawn, axis=0))
+        ours, theirs = bootstrap_means(main, "return"), bootstrap_means(other, "return")
+        low, high = interval(theirs - ours)
+        ratio = model_mean(other, "return") / model_mean(main, "return")
+        rows.append({"dataset": dataset, "ratio": ratio, "low": low, "high": high})
+        drawn.append(theirs / ours)
+    return pd.DataFrame(rows), interval(np.mean(drawn, axis=0))
 
 
-def _note(found: pd.DataFrame) -> str:
-    return ", ".join(f"{row.dataset} {row.share:.2f}" for row in found.itertuples())
+def _percentages(rows: pd.DataFrame) -> str:
+    return listed({row.dataset: f"{row.ratio:.0%}" for row in rows.itertuples()})
 
 
-@rule("myopic")
-def _(tables: Tables, limits: dict) -> Finding:
-    found, interval = _compared(_ablation(tables["ablations_rollouts"], "no reward-to-go"))
-    holds, trend = bool((found.high < 0).all()), bool((found.share < 1).mean() > 0.5)
-    return Finding(found.share.mean(), *interval, holds, trend, _note(found))
+@rule
+def myopic(tables: Tables, limits: Limits) -> Finding:
+    rows, bounds = compare_pairs(ablation_pairs(tables["ablations_rollouts"], "no_reward_to_go"))
+    holds, trend = bool((rows.high < 0).all()), bool((rows.ratio < 1).mean() > 0.5)
+    return Finding(rows.ratio.mean(), *bounds, holds, trend, f"By dataset: {_percentages(rows)}.")
 
 
-@rule("coarse-bins")
-def _(tables: Tables, limits: dict) -> Finding:
+@rule
+def coarse_bins(tables: Tables, limits: Limits) -> Finding:
+    table = rows_of(_on(tables["ablations_rollouts"], ["halfcheetah-medium-expert"]), method="tto")
+    # The main planner has quantile bins, so each pair is turned round.
+    pairs = [(dataset, uniform, main) for dataset, main, uniform in ablation_pairs(table, "uniform_bins")]
+    rows, bounds = compare_pairs(pairs)
+    returns = {variant.replace("_", " "): f"{model_mean(r, 'return'):.0f}" for variant, r in table.groupby("variant")}
+    note = f"The returns are: {listed(returns)}."
+    return Finding(rows.ratio[0], *bounds, bool(rows.low[0] > 0), bool(rows.ratio[0] > 1), note)
+
+
+@rule
+def inaccurate_values(tables: Tables, limits: Limits) -> Finding:
     table = tables["ablations_rollouts"]
-    table = rows_of(table[table.dataset.str.removesuffix("-v2") == "halfcheetah-medium-expert"], method="tto")
-    if (table.setting == "uniform bins").any():  # the main setting has quantile bins
-        pairs = [(dataset, other, main) for dataset, main, other in _ablation(table, "uniform bins")]
-    else:
-        pairs = _ablation(table, "quantile bins")
-    found, interval = _compared(pairs)
-    others = [f"{s}: {mean(r, 'return'):.0f}" for s, r in table.groupby("setting")]
-    return Finding(
-        found.share[0], *interval, bool(found.low[0] > 0), bool(found.share[0] > 1), "returns " + ", ".join(others)
-    )
-
-
-@rule("inaccurate-values")
-def _(tables: Tables, limits: dict) -> Finding:
-    table = tables["ablations_rollouts"]
-    noisy = _ablation(table, f"noise in R, {limits['noise']:g} of")
-    found, interval = _compared(noisy)
-    kept = found.share >= limits["kept"]
+    noisy = ablation_pairs(table, "noise", noise=limits["noise"])
+    rows, bounds = compare_pairs(noisy)
+    enough = rows.ratio >= limits["kept"]
     try:
-        blind = {dataset: other for dataset, _, other in _ablation(table, "no reward-to-go")}
+        blind = {dataset: other for dataset, _, other in ablation_pairs(table, "no_reward_to_go")}
     except NotTestedError:
         blind = {}
     better = [
-        dataset in blind and between(means(other, "return") - means(blind[dataset], "return"))[0] > 0
+        dataset in blind
+        and interval(bootstrap_means(other, "return") - bootstrap_means(blind[dataset], "return"))[0] > 0
         for dataset, _, other in noisy
     ]
-    levels = table[(table.setting == "main") | table.setting.str.startswith("noise in R")]
-    levels = levels.groupby(["dataset", "setting"], sort=False)["return"].mean()
-    note = ", ".join(f"{dataset}, {setting}: return {x:.0f}" for (dataset, setting), x in levels.items())
-    trend = bool(kept.mean() > 0.5 or all(better))
-    return Finding(found.share.mean(), *interval, bool(kept.all()), trend, note)
+    levels = rows_of(table[table.dataset.isin(rows.dataset)], method="tto", variant="noise").groupby("noise")["return"]
+    returns = [f"{level.mean():.0f} with noise of strength {noise:g}" for noise, level in levels]
+    main = np.mean([model_mean(main, "return") for _, main, _ in noisy])
+    note = f"The return is {main:.0f} without noise, {', '.join(returns)}."
+    trend = bool(enough.mean() > 0.5 or all(better))
+    return Finding(rows.ratio.mean(), *bounds, bool(enough.all()), trend, note)
 
 
-# Where the planners' actions and promises are.
+@rule
+def discretisation_explains(tables: Tables, limits: Limits) -> Finding:
+    table = tables["fig2_error_compounding"]
+    ensemble = _curve(table, "observed", _better_ensemble(table, "observed")).log_likelihood
+    full, markov = (_curve(table, "observed", model).log_likelihood - ensemble for model in ("transformer", "markov"))
+    late = full.index > full.index.max() / 2
+    kept = markov[late].mean() / full[late].mean() if full[late].mean() > 0 else 0.0
+    rows, _ = compare_pairs(ablation_pairs(tables["ablations_rollouts"], "independent_dimensions"))
+    enough, lower = kept >= limits["share"], bool((rows.high < 0).all())
+    note = f"The planner's return with independent dimensions, relative to its own: {_percentages(rows)}."
+    return Finding(kept, np.nan, np.nan, enough and lower, enough or lower, note)
 
 
-@rule("actions-in-distribution")
-def _(tables: Tables, limits: dict) -> Finding:
-    table, found, drawn = tables["action_likelihood"].assign(model_seed=0), [], []
-    for dataset in rows_of(table, method="random_shooting").dataset.unique():
-        other = _shot(table, dataset)
-        # One density for both planners, and not that of the model that planned.
+# Actions and promises of the planners, Sections 2 and 3.2
+
+
+@rule
+def actions_in_distribution(tables: Tables, limits: Limits) -> Finding:
+    table, gaps, drawn = tables["action_likelihood"].assign(model_seed=0), [], []
+    shooting = rows_of(table, method="random_shooting", variant="main")
+    for dataset, other in shooting.groupby("dataset", sort=False):
+        # One density scores both planners, and it is not that of the model that planned.
         scorer = other.scorer.iloc[0]
-        tto = rows_of(table[table.profile != scorer], dataset=dataset, method="tto", scorer=scorer)
-        drawn.append(means(tto, "log_likelihood") - means(other, "log_likelihood"))
-        found.append(tto.log_likelihood.mean() - other.log_likelihood.mean())
-    clear, average = [between(d)[0] > 0 for d in drawn], float(np.mean(found))
-    note = f"clearly likelier on {sum(clear)} of {len(clear)} data sets"
-    return Finding(average, *between(np.mean(drawn, axis=0)), all(clear), average > 0, note)
+        tto = rows_of(table[table.profile != scorer], dataset=dataset, method="tto", variant="main", scorer=scorer)
+        drawn.append(bootstrap_means(tto, "log_likelihood") - bootstrap_means(other, "log_likelihood"))
+        gaps.append(tto.log_likelihood.mean() - other.log_likelihood.mean())
+    clear, average = [interval(d)[0] > 0 for d in drawn], float(np.mean(gaps))
+    note = f"Planned actions are clearly likelier on {sum(clear)} of {len(clear)} datasets."
+    return Finding(average, *interval(np.mean(drawn, axis=0)), all(clear), average > 0, note)
 
 
-@rule("no-pessimism")
-def _(tables: Tables, limits: dict) -> Finding:
-    values, returns = tables["planner_values"], tables["table1_rollouts"]
-    values = values.assign(hope=values.predicted - values.achieved, model_seed=0)
-    kinds = ["dataset", "method", "profile", "setting", "model_seed", "rollout_seed"]
-    values = values.groupby(kinds, sort=False).hope.mean().reset_index()  # decisions of one rollout are not independent
-    found, drawn = [], []
-    for dataset in rows_of(values, method="random_shooting").dataset.unique():
+def _overestimation(values: pd.DataFrame) -> pd.DataFrame:
+    """Return each rollout's mean overestimation; decisions of one rollout are not independent."""
+    values = values.assign(overestimation=values.predicted - values.achieved, model_seed=0)
+    keys = ["dataset", "method", "profile", "variant", "model_seed", "rollout_seed"]
+    return values.groupby(keys, sort=False).overestimation.mean().reset_index()
+
+
+@rule
+def no_pessimism(tables: Tables, limits: Limits) -> Finding:
+    values, returns = _overestimation(tables["planner_values"]), tables["table1_rollouts"]
+    rows, drawn = [], []
+    for dataset, other in rows_of(values, method="random_shooting", variant="main").groupby("dataset", sort=False):
         name = [dataset.removesuffix("-v2")]
-        tto, other = _planned(values[values.dataset == dataset], name), _shot(values, dataset)
-        ours = _planned(returns[returns.dataset == dataset], name)
-        less = mean(_shot(returns, dataset), "return") < mean(ours, "return")
-        drawn.append(means(other, "hope") - means(tto, "hope"))
-        exploited = between(means(other, "hope"))[0] > 0 and between(drawn[-1])[0] > 0
-        found.append({"gap": other.hope.mean() - tto.hope.mean(), "tto": tto.hope.mean(), "so": exploited and less})
-    found = pd.DataFrame(found)
-    note = f"so on {found.so.sum()} of {len(found)} data sets; TTO itself is too hopeful by {found.tto.mean():.3g}"
-    holds, trend = bool(found.so.all()), bool(found.so.mean() > 0.5)
-    return Finding(found.gap.mean(), *between(np.mean(drawn, axis=0)), holds, trend, note)
+        tto, ours = (_planned(table[table.dataset == dataset], name) for table in (values, returns))
+        shooting = rows_of(returns, dataset=dataset, method="random_shooting", variant="main")
+        less = model_mean(shooting, "return") < model_mean(ours, "return")
+        theirs = bootstrap_means(other, "overestimation")
+        drawn.append(theirs - bootstrap_means(tto, "overestimation"))
+        exploited = interval(theirs)[0] > 0 and interval(drawn[-1])[0] > 0
+        gap = other.overestimation.mean() - tto.overestimation.mean()
+        rows.append({"gap": gap, "tto": tto.overestimation.mean(), "holds": exploited and less})
+    rows = pd.DataFrame(rows)
+    note = (
+        f"The rule holds on {rows.holds.sum()} of {len(rows)} datasets. "
+        f"The Trajectory Transformer itself overestimates by {rows.tto.mean():.3g}."
+    )
+    holds, trend = bool(rows.holds.all()), bool(rows.holds.mean() > 0.5)
+    return Finding(rows.gap.mean(), *interval(np.mean(drawn, axis=0)), holds, trend, note)
 
 
-# Cost.
+# Cost, Section 5 and Appendix A
 
-CONTROL_STEP = {"hopper": 0.008, "walker2d": 0.008, "halfcheetah": 0.05, "humanoid": 0.015, "pendulum": 0.05}  # s
+CONTROL_STEP = {"hopper": 0.008, "walker2d": 0.008, "halfcheetah": 0.05, "humanoid": 0.015, "pendulum": 0.05}  # seconds
 
 
 def _decisions(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """By task: seconds of the fastest decision of one environment through the Transformer, and through the ensemble."""
+    """Return seconds of the fastest decision by task, for one environment: of the Transformer, and of the ensemble."""
     one = rows_of(table, environments=1).dropna(subset="seconds_per_decision")
-    single = one.model.str.contains("ensemble")
-    return tuple(rows.groupby("task").seconds_per_decision.min() for rows in (one[~single], one[single]))
+    ensemble = one.model == "ensemble"
+    return tuple(rows.groupby("task").seconds_per_decision.min() for rows in (one[~ensemble], one[ensemble]))
 
 
-@rule("slower")
-def _(tables: Tables, limits: dict) -> Finding:
+def _above_one(times: pd.Series, note: str) -> Finding:
+    """Return the finding of a claim that a ratio exceeds 1 in every task; its trend is more than half of the tasks."""
+    above = times > 1
+    return Finding(times.mean(), times.min(), times.max(), bool(above.all()), bool(above.mean() > 0.5), note)
+
+
+@rule
+def slower(tables: Tables, limits: Limits) -> Finding:
     transformer, ensemble = _decisions(tables["bench_planning"])
     times = (transformer / ensemble).dropna()
     if not len(times):
-        raise NotTestedError("no task was timed with both kinds of model")
-    note = ", ".join(f"{task} {x:.1f}" for task, x in times.items())
-    return Finding(
-        times.mean(), times.min(), times.max(), bool((times > 1).all()), bool((times > 1).mean() > 0.5), note
-    )
+        raise NotTestedError("No task was timed with both kinds of model.")
+    return _above_one(times, f"By task: {listed({task: f'{x:.1f}' for task, x in times.items()})}.")
 
 
-@rule("not-real-time")
-def _(tables: Tables, limits: dict) -> Finding:
+@rule
+def not_real_time(tables: Tables, limits: Limits) -> Finding:
     transformer, _ = _decisions(tables["bench_planning"])
     steps = (transformer / pd.Series(CONTROL_STEP)).dropna()
     if not len(steps):
-        raise NotTestedError(f"no task with a known control step was timed; known are {', '.join(CONTROL_STEP)}")
-    note = ", ".join(f"{task} {1000 * transformer[task]:.0f} ms" for task in steps.index)
-    return Finding(
-        steps.mean(), steps.min(), steps.max(), bool((steps > 1).all()), bool((steps > 1).mean() > 0.5), note
-    )
+        raise NotTestedError(f"No task with a known control step was timed. Known are {', '.join(CONTROL_STEP)}.")
+    seconds = {task: f"{1000 * transformer[task]:.0f} ms" for task in steps.index}
+    return _above_one(steps, f"A decision takes: {listed(seconds)}.")
 
 
-@rule("training-cost")
-def _(tables: Tables, limits: dict) -> Finding:
-    exp = experiments.get("humanoid", "paper")  # all models of the paper's size train on as many tokens a million steps
+@rule
+def training_cost(tables: Tables, limits: Limits) -> Finding:
+    # All models of the paper's size train on as many tokens for a million steps of data.
+    exp = experiments.get("humanoid", "paper")
     rows = tables["bench_training"]
     rows = rows[(rows.model == "P") & rows.machine.str.contains("NVIDIA")]
     if not len(rows):
-        raise NotTestedError("no model of the paper's size (P) was timed on a GPU")
+        raise NotTestedError("No model of the paper's size (P) was timed on a GPU.")
     hours = exp.train.updates * exp.train.batch * exp.model.max_tokens / rows.tokens_per_second / 3600
     fast = hours.min()
     holds = limits["low"] / limits["factor"] <= fast <= limits["high"] * limits["factor"]
-    note = ", ".join(rows.machine.unique())
+    note = f"Timed on {', '.join(rows.machine.unique())}."
     return Finding(fast, fast, hours.max(), bool(holds), bool(fast < limits["low"]), note)

@@ -1,1 +1,1 @@
-"""What make calls: python -m ttlib.commands."""
+"""The commands that make calls: python -m ttlib.commands."""

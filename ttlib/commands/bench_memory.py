@@ -1,121 +1,63 @@
-"""Measure the peak memory of reading and of tokenizing a large file, beside the arrays needed.
+"""python -m ttlib.commands.bench_memory: the peak memory of reading and of tokenizing a large file.
 
-The file is synthetic, shaped as hopper's.  Each way of reading it runs in a process of its own; its peak is the
-largest resident set (ru_maxrss) less that after the imports.  Memory-mapped bins count as far as they were touched,
-and all of them are touched at the end, as training does; what the system caches of files does not count.  Needed are
-states, actions, rewards, terminals and timeouts as they are stored, and the bins, a byte a token, where they are made.
+The file is synthetic, with hopper's dimensions.  Each way of reading it runs in a new process, and its peak is the
+growth of the largest resident set (ru_maxrss).  Bins in a memory-mapped file count, since all of them are touched.
 """
 
-import argparse
-import json
 import resource
-import subprocess
 import sys
 import tempfile
-import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
-STEPS, N, M = 2_000_000, 11, 3
+import numpy as np
+import pandas as pd
 
+from ttlib import files
+from ttlib.datasets import hdf5
+from ttlib.pipeline import experiments, places, store
 
-def write(path: Path, steps: int) -> None:
-    """Episodes of 1 to 1000 steps, most of which end in a fall."""
-    import numpy as np
-
-    from ttlib.datasets import hdf5
-
-    rng = np.random.default_rng(0)
-    ends = np.cumsum(rng.integers(1, 1001, steps // 500 + 100))
-    ends = np.append(ends[ends < steps], steps) - 1
-    terminals, timeouts = np.zeros((2, steps), bool)
-    terminals[ends] = rng.random(len(ends)) < 0.8
-    timeouts[ends] = ~terminals[ends]
-    hdf5.write(
-        path,
-        {
-            "observations": rng.standard_normal((steps, N), np.float32),
-            "actions": np.tanh(rng.standard_normal((steps, M), np.float32)),
-            "rewards": rng.standard_normal(steps, np.float32),
-            "terminals": terminals,
-            "timeouts": timeouts,
-        },
-    )
-
-
-def peak() -> int:
-    """Bytes; Linux counts in KiB, macOS in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def read(path: Path, profile: str | None) -> dict:
-    """Whole, or, given a profile, as windows of its bins."""
-    from ttlib.datasets import hdf5
-    from ttlib.pipeline import experiments, store
-
-    before, start = peak(), time.perf_counter()
-    if profile is None:
-        found = hdf5.load(path)
-        needed = found.states.nbytes + found.actions.nbytes + len(found.rewards) * (4 + 1 + 1)
-    else:
-        parts = store.windows_of(path, experiments.get("hopper-long", profile=profile))
-        assert all(part.bins.max() < part.tokenizer.V for part in parts)  # touches every page
-        steps = sum(map(len, parts))
-        needed = steps * (4 * (N + M + 1) + 1 + 1) + sum(part.bins.nbytes for part in parts)
-    return {"needed": needed, "peak": peak() - before, "seconds": time.perf_counter() - start}
-
-
+N, M = 11, 3
 WAYS = {
-    "read whole into episodes": [],
-    "tokenized in chunks, uniform bins": ["--profile", "v1"],
-    "tokenized in chunks, quantile bins": ["--profile", "released"],
+    "read whole into episodes": None,
+    "tokenized in chunks, uniform bins": "v1",
+    "tokenized in chunks, quantile bins": "released",
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--file", type=Path, help="what the processes that are measured are given, beside the next two")
-    parser.add_argument("--write", action="store_true")
-    parser.add_argument("--profile")
-    arguments = parser.parse_args()
-    if arguments.file and arguments.write:
-        write(arguments.file, arguments.steps)
-    elif arguments.file:
-        print(json.dumps(read(arguments.file, arguments.profile)))
+def write(path: Path, steps: int) -> None:
+    """Write random episodes of 1000 steps."""
+    rng, ends = np.random.default_rng(0), np.arange(1, steps + 1) % 1000 == 0
+    arrays = {"observations": rng.standard_normal((steps, N), np.float32), "rewards": rng.random(steps, np.float32)}
+    arrays |= {"actions": rng.random((steps, M), np.float32), "terminals": np.zeros(steps, bool), "timeouts": ends}
+    hdf5.write(path, arrays)
+
+
+def peak(path: Path, profile: str | None) -> float:
+    """Return by how many megabytes this process grows when it reads a file whole, or as windows of a profile's bins."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if profile is None:
+        hdf5.load(path)
     else:
-        compare(arguments.steps)
+        _ = [part.bins.max() for part in store.windows(experiments.get("hopper-long", profile=profile), path)]
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes
+    return 1e-6 * unit * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
-def compare(steps: int) -> None:
-    """This process stays small: a child's ru_maxrss begins at its parent's."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = [sys.executable, "-m", "ttlib.commands.bench_memory", "--file", f"{folder}/large.hdf5"]
-        subprocess.run([*run, "--write", "--steps", str(steps)], check=True)
-        found = [
-            json.loads(subprocess.run([*run, *way], check=True, capture_output=True, text=True).stdout)
-            for way in WAYS.values()
-        ]
-    import pandas as pd
-
-    from ttlib.pipeline import places
-
-    rows = pd.DataFrame(found, index=pd.Index(WAYS, name="what")).reset_index()
-    table = pd.DataFrame(
-        {
-            "what": rows.what,
-            "steps": steps,
-            "needed_mb": rows.needed / 1e6,
-            "peak_mb": rows.peak / 1e6,
-            "ratio": rows.peak / rows.needed,
-            "seconds": rows.seconds,
-        }
-    ).round(2)
+def main(steps: int) -> None:
+    """Measure every way, and write build/bench_memory.csv."""
+    # This process stays small, since a new process on Linux begins with the peak of its parent.
+    new = {"mp_context": get_context("spawn"), "max_tasks_per_child": 1}
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, **new) as pool:
+        path = Path(folder) / "large.hdf5"
+        pool.submit(write, path, steps).result()
+        peaks = [pool.submit(peak, path, profile).result() for profile in WAYS.values()]
+    arrays = steps * (4 * (N + M + 1) + 2) / 1e6  # states, actions, rewards, and two flags
+    table = pd.DataFrame({"what": list(WAYS), "steps": steps, "arrays_mb": arrays, "peak_mb": peaks}).round(1)
     print(table.to_string(index=False))
-    path = places.ROOT / "build" / "bench_memory.csv"
-    path.parent.mkdir(exist_ok=True)
-    table.to_csv(path, index=False)
-    print("written to build/bench_memory.csv")
+    files.write_aside(places.BUILD / "bench_memory.csv", lambda aside: table.to_csv(aside, index=False))
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 2_000_000)

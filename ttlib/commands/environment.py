@@ -1,7 +1,7 @@
 """Derive environment.yml and requirements.lock from pyproject.toml.
 
 python -m ttlib.commands.environment        write environment.yml
-python -m ttlib.commands.environment lock   write requirements.lock from what uv resolved, see `make lock`
+python -m ttlib.commands.environment lock   write requirements.lock from uv's output on standard input (`make lock`)
 """
 
 import re
@@ -11,16 +11,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 EXTRAS = ("book", "test")  # what `make` installs
-# On Linux PyPI's torch brings these, pinned by torch itself; a CPU build has none of them.
+# On Linux, torch from PyPI depends on these packages and pins them.  A build for CPUs has none of them.
 CUDA = ("nvidia-", "cuda-", "triton")
 
 
 def pyproject() -> dict:
+    """Read pyproject.toml."""
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def environment_yml(project: dict) -> str:
-    """The text of environment.yml: conda gives Python, pip and make, pip gives the rest."""
+    """Return the text of environment.yml: conda installs Python, pip and make, and pip installs the rest."""
     meta = project["project"]
     version = re.fullmatch(r">=(\d+\.\d+)", meta["requires-python"])[1]
     pip = ["-c requirements.lock", *meta["dependencies"]]
@@ -31,8 +32,8 @@ def environment_yml(project: dict) -> str:
         "#   conda env create -f environment.yml",
         f"#   conda activate {meta['name']}",
         "#   make VENV=$CONDA_PREFIX all",
-        "# The pip half is what `make` installs, but for two packages that want --no-deps, which cannot be",
-        f"# said in a file. make adds them; by hand: pip install --no-deps {' '.join(no_deps(project))}",
+        "# pip gets what `make` installs, except one package that needs --no-deps, an option that this file",
+        f"# cannot hold. Add it by hand: pip install --no-deps {' '.join(no_deps(project))}",
         f"name: {meta['name']}",
         "channels:",
         "  - conda-forge",
@@ -47,11 +48,15 @@ def environment_yml(project: dict) -> str:
 
 
 def no_deps(project: dict) -> list[str]:
+    """Return the packages that are installed without their dependencies."""
     return project["tool"]["ttlib"]["no-deps"]
 
 
 def requirements_lock(project: dict, resolved: list[str]) -> str:
-    """The text of requirements.lock, from lines such as `torch==2.13.0+cpu ; sys_platform == 'linux'`."""
+    """Return the text of requirements.lock.
+
+    resolved: lines such as `torch==2.13.0+cpu ; sys_platform == 'linux'`.
+    """
     pins = {line.split(";")[0].split("+")[0].strip() for line in resolved}
     pins = {pin for pin in pins if not pin.startswith(CUDA)} | set(no_deps(project))
     header = [
@@ -62,6 +67,7 @@ def requirements_lock(project: dict, resolved: list[str]) -> str:
 
 
 def main(arguments: list[str]) -> None:
+    """Write the file that the arguments name."""
     match arguments:
         case []:
             (ROOT / "environment.yml").write_text(environment_yml(pyproject()))

@@ -1,8 +1,8 @@
-"""Train behaviour policies from nothing, into build/policies/<task>/.
+"""Train behaviour policies from scratch, and write them to build/policies/<task>/.
 
-The agents are those of sbx (Stable Baselines in Jax), which `make policies` installs.  A killed run goes on from its
-last snapshot and ends as if it had not been killed: killed or not, the episode in progress is cut off at a snapshot,
-and the random numbers after it begin anew from (seed, step).
+The agents are those of sbx (Stable Baselines in Jax), which `make policies` installs.  A killed run continues from its
+last snapshot and ends with the same policy.  For this, every snapshot cuts off the episode in progress, and the random
+numbers after it begin anew from (seed, step).
 """
 
 import argparse
@@ -18,11 +18,10 @@ from tqdm import tqdm
 
 from ttlib import files
 from ttlib.environments import tasks
-from ttlib.environments.tasks import make
 from ttlib.pipeline import places
 
 FOLDER = places.ROOT / "build" / "policies"
-# What is not named here is as sbx has it.
+# All other hyperparameters are the defaults of sbx.
 HYPERPARAMETERS = dict(batch_size=128, policy_delay=2, train_freq=4, gradient_steps=4, learning_starts=10_000)
 HYPERPARAMETERS |= dict(learning_rate=3e-4, tau=0.005, gamma=0.99, ent_coef="auto", hidden=[256, 256])
 LAYERS = ("hidden0", "hidden1", "mean", "log_std")
@@ -31,7 +30,7 @@ REPLAY = ("observations", "next_observations", "actions", "rewards", "dones", "t
 
 @dataclass(frozen=True)
 class Run:
-    """One training: the algorithm's name in sbx, environment steps, and how often a snapshot is taken."""
+    """One training: the algorithm's name in sbx, the environment steps, and the steps between two snapshots."""
 
     algorithm: str
     steps: int
@@ -49,7 +48,7 @@ RUNS = {
 
 
 def new_agent(task: str, run: Run):
-    """An sbx agent before its first step."""
+    """Return an sbx agent before its first step."""
     import sbx
 
     options = {name: value for name, value in run.hyperparameters.items() if name != "hidden"}
@@ -58,7 +57,10 @@ def new_agent(task: str, run: Run):
 
 
 def actor_arrays(agent) -> dict[str, np.ndarray]:
-    """The actor as `envs.policy` reads it.  ValueError where training has diverged."""
+    """Return the actor's arrays, as `environments.policies.policy` reads them.
+
+    Raises ValueError for weights that are not finite.
+    """
     layers = agent.policy.actor_state.params["params"]
     arrays = {}
     for i, name in enumerate(LAYERS):
@@ -70,6 +72,7 @@ def actor_arrays(agent) -> dict[str, np.ndarray]:
 
 
 def new_record(task: str, run: Run) -> dict:
+    """Return the record of a training before its first step."""
     spec = tasks.make(task).spec
     return {
         "task": task,
@@ -89,34 +92,38 @@ def new_record(task: str, run: Run) -> dict:
 
 
 def steps_done(folder: Path) -> int:
+    """Return the step of the last snapshot in a folder; 0 if there is none."""
     path = folder / "record.json"
     return json.loads(path.read_text())["steps"][-1] if path.exists() else 0
 
 
 def begin(task: str, run: Run, folder: Path) -> tuple[object, dict]:
-    """(agent, record), from the last snapshot where there is one.
+    """Return the agent and its record, from the last snapshot if there is one.
 
-    ValueError where that run was begun with other settings or versions.
+    Raises ValueError if that snapshot was made with other settings or versions.
     """
     record, agent = new_record(task, run), new_agent(task, run)
     if not (step := steps_done(folder)):
         return agent, record
-    found = json.loads((folder / "record.json").read_text())
+    saved = json.loads((folder / "record.json").read_text())
     for name in record.keys() - {"steps", "stochastic_return", "curve"}:
-        if found[name] != record[name]:
-            now = f"begun with {name} {found[name]!r}, now {record[name]!r}"
-            raise ValueError(f"{folder} was {now}: move the folder away to begin anew")
+        if saved[name] != record[name]:
+            difference = f"begun with {name} {saved[name]!r}, now {record[name]!r}"
+            raise ValueError(f"{folder} was {difference}: move the folder away to begin anew")
     agent = type(agent).load(folder / f"agent_{step:07d}.zip", env=tasks.make(task))
-    for end in found["steps"]:
+    for end in saved["steps"]:
         with np.load(folder / f"replay_{end:07d}.npz") as rows:
             for name in REPLAY:
                 getattr(agent.replay_buffer, name)[end - run.every : end] = rows[name]
     agent.replay_buffer.pos = step
-    return agent, found
+    return agent, saved
 
 
 def measure(agent, task: str, record: dict) -> None:
-    """Add the returns of fresh episodes to the record: ten of the stochastic policy, three of the deterministic."""
+    """Add the returns of new episodes to the record.
+
+    Ten episodes follow the stochastic policy, and three the deterministic one.
+    """
     from stable_baselines3.common.evaluation import evaluate_policy
 
     env, step = tasks.make(task), agent.num_timesteps
@@ -132,13 +139,17 @@ def measure(agent, task: str, record: dict) -> None:
 
 
 def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays as a file that is whole or missing."""
     content = io.BytesIO()
     np.savez(content, **arrays)
     files.write_aside(path, lambda aside: aside.write_bytes(content.getvalue()))
 
 
 def save(agent, run: Run, folder: Path, record: dict) -> None:
-    """The record comes last: a snapshot that it does not name is made again."""
+    """Write a snapshot and then the record.
+
+    A snapshot that the record does not name is made again.
+    """
     step = agent.num_timesteps
     write_npz(folder / f"step_{step:07d}.npz", actor_arrays(agent))
     rows = {name: getattr(agent.replay_buffer, name)[step - run.every : step] for name in REPLAY}
@@ -149,13 +160,13 @@ def save(agent, run: Run, folder: Path, record: dict) -> None:
 
 
 def train(task: str, run: Run, folder: Path) -> None:
-    """From the last snapshot, or the first step, to the end."""
+    """Train from the last snapshot, or from the first step, to the end."""
     agent, record = begin(task, run, folder)
     with tqdm(total=run.steps, initial=agent.num_timesteps, desc=task, unit=" steps", mininterval=1) as bar:
         while (step := agent.num_timesteps) < run.steps:
             if step:
                 agent.set_random_seed(int(np.random.SeedSequence([run.seed, step]).generate_state(1)[0]))
-                agent.set_env(agent.env)  # the next step begins an episode
+                agent.set_env(agent.env)  # makes the next step begin an episode
             agent.learn(run.every, lambda *_: bar.update() or True, reset_num_timesteps=False)
             measure(agent, task, record)
             save(agent, run, folder, record)
@@ -163,7 +174,7 @@ def train(task: str, run: Run, folder: Path) -> None:
 
 
 def steps_per_second(task: str, run: Run) -> float:
-    """Of the simulator and the updates; the first updates, which compile, are not counted."""
+    """Measure the steps per second of simulator and updates, without the first updates, which compile."""
     agent = new_agent(task, replace(run, hyperparameters=run.hyperparameters | {"learning_starts": 0}))
     agent.learn(100)
     start = time.perf_counter()
@@ -171,21 +182,23 @@ def steps_per_second(task: str, run: Run) -> float:
     return 1000 / (time.perf_counter() - start)
 
 
-def main(tasks: list[str]) -> None:
-    for task in tasks:
-        make(task).close()  # ValueError names the nearest task
+def main(names: list[str]) -> None:
+    """Train the policies of these tasks, and print an estimate first.  Raises ValueError for an unknown task."""
+    for task in names:
+        tasks.make(task).close()  # fails here for an unknown task
         if left := RUNS[task].steps - steps_done(FOLDER / task):
             speed = steps_per_second(task, RUNS[task])
-            print(f"{task}: {left:,} steps at {speed:.0f} a second, about {left / speed / 60:.0f} minutes", flush=True)
-    for task in tasks:
+            minutes = left / speed / 60
+            print(f"{task}: {left:,} steps at {speed:.0f} per second, about {minutes:.0f} minutes", flush=True)
+    for task in names:
         train(task, RUNS[task], FOLDER / task)
         print(f"to use them: cp build/policies/{task}/{{record.json,step_*.npz}} data/policies/{task}/ && make ship")
-    print("Datasets are known by their policies' content, so they are made again, and so is what is trained on them.")
-    print("RECIPES in ttlib/datasets/regenerated.py says which snapshot is medium and which expert.")
+    print("New policies change the keys of their datasets, so data, models and results are made again.")
+    print("RECIPES in ttlib/datasets/regenerated.py names the snapshots of the qualities medium and expert.")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--task", help=f"one of {', '.join(RUNS)}; without it, all of them")
-    task = parser.parse_args().task
-    main([task] if task else list(RUNS))
+    parser.add_argument("--task", choices=RUNS, help="the task to train; default: all of them")
+    chosen = parser.parse_args().task
+    main([chosen] if chosen else list(RUNS))

@@ -1,1 +1,1 @@
-"""HDF5 in D4RL's layout, D4RL's files, regenerated data, data of your own."""
+"""HDF5 files with D4RL's keys, D4RL's own files, regenerated datasets, and data of your own."""

@@ -1,4 +1,4 @@
-"""Trajectories as HDF5 files in D4RL's layout: read, checked and written."""
+"""Read, check and write trajectories as HDF5 files with D4RL's keys."""
 
 import dataclasses
 import io
@@ -9,64 +9,78 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ttlib import data, files
+from ttlib import files
+from ttlib.data import Episodes
+from ttlib.datasets.arrays import episodes as episodes_of
 
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """What goes wrong while a file is read is a complaint about that file."""
+    """Raise errors of reading again, as FileNotFoundError or ValueError with the path of the file."""
     try:
         yield
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path} is missing; run `make data` (see data/README.md)") from error
-    except (OSError, RuntimeError, KeyError) as error:  # what h5py raises for damaged files
-        hint = "replace it, or delete it and run `make data` if that made it"
+        raise FileNotFoundError(f"{path} is missing; run `make data` to make it (see data/README.md)") from error
+    except (OSError, RuntimeError, KeyError) as error:  # h5py raises these for damaged files
+        hint = "replace it or, if `make data` made it, delete it and run `make data` again"
         raise ValueError(f"{path} is not a readable HDF5 file ({error}): {hint}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def _arrays(file: h5py.File) -> dict[str, h5py.Dataset]:
-    """Metadata left out."""
-    found = {}
-    # str: in a damaged file a name may come as bytes.
-    file.visititems(lambda name, item: found.update({str(name): item} if isinstance(item, h5py.Dataset) else {}))
-    return {name: array for name, array in found.items() if not name.startswith("metadata")}
+    """Return all arrays of an open file by name, without its metadata."""
+    by_name = {}
+
+    def add(name: str | bytes, item: h5py.Group | h5py.Dataset) -> None:
+        name = str(name)  # in a damaged file, a name may be bytes
+        if isinstance(item, h5py.Dataset) and not name.startswith("metadata"):
+            by_name[name] = item
+
+    file.visititems(add)
+    return by_name
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an HDF5 file, unchecked, metadata left out.  FileNotFoundError or ValueError names the file."""
+    """Read all arrays of an HDF5 file except its metadata, without checking them.
+
+    Raises FileNotFoundError for a missing file and ValueError for a damaged one; both name the file.
+    """
     with _naming(path), h5py.File(path) as file:
         return {name: array[()] for name, array in _arrays(file).items()}
 
 
 @contextmanager
-def opened(path: Path, action_range: tuple[float, float] | None = None) -> Iterator[data.Episodes]:
-    """The episodes of a file, checked as by `episodes`, while it is open: its states and actions are read only
-    where they are sliced.  Raises as `read` and `episodes` do."""
+def opened(path: Path, action_range: tuple[float, float] | None = None) -> Iterator[Episodes]:
+    """Open a file, check it as `arrays.episodes` does, and give its episodes for as long as the file is open.
+
+    States and actions are read from the file only where they are sliced.  Raises as `read` and `arrays.episodes` do.
+    """
     with ExitStack() as stack:
         with _naming(path):
             file = stack.enter_context(h5py.File(path))
-            found = data.episodes(_arrays(file), action_range)
-        yield found
+            episodes = episodes_of(_arrays(file), action_range)
+        yield episodes
 
 
-def load(path: Path, action_range: tuple[float, float] | None = None) -> data.Episodes:
-    """The episodes of a file, whole.  Raises as `opened` does."""
-    with opened(path, action_range) as found:
-        return dataclasses.replace(found, states=found.states[:], actions=found.actions[:])
+def load(path: Path, action_range: tuple[float, float] | None = None) -> Episodes:
+    """Read the episodes of a file into memory.  Raises as `opened` does."""
+    with opened(path, action_range) as episodes:
+        return dataclasses.replace(episodes, states=episodes.states[:], actions=episodes.actions[:])
 
 
 def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write arrays as HDF5, whole or not at all: a killed or failed run leaves no half file under the final name.
+    """Write arrays as an HDF5 file.  A run that fails or is killed leaves no incomplete file under the final name.
 
-    The file is made in memory first, for the HDF5 library crashes where a disk is full.  OSError says how many
-    bytes were needed.
+    The file is made in memory first, because the HDF5 library crashes on a full disk.  Raises OSError with the number
+    of bytes that are needed.
     """
-    made = io.BytesIO()
-    with h5py.File(made, "w") as file:
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
         for name, array in arrays.items():
             file.create_dataset(name, data=array, compression="gzip", compression_opts=1, shuffle=True)
-    content, path = made.getbuffer(), Path(path)
-    with files.needing(content.nbytes, path):
+    content, path = buffer.getbuffer(), Path(path)
+    try:
         files.write_aside(path, lambda aside: aside.write_bytes(content))
+    except OSError as error:
+        raise OSError(error.errno, f"{path}: writing failed ({error}); it needs {content.nbytes:,} bytes") from error

@@ -1,4 +1,4 @@
-"""The official D4RL `-v2` files (Fu et al. 2020), checked; and their tasks as d4rl presents them."""
+"""The official D4RL `-v2` files (Fu et al. 2020): they are found or downloaded, checked, and read by d4rl."""
 
 import difflib
 import hashlib
@@ -9,82 +9,91 @@ import gymnasium
 import numpy as np
 
 from ttlib import files
-from ttlib.environments import tasks
-from ttlib.pipeline import places
+from ttlib.environments import checkout, tasks
 
-CHECKSUMS = places.ROOT / "data" / "d4rl_checksums.tsv"
-
-
-FOLDER = places.ROOT / "data" / "d4rl"  # git ignores it
-
-
-ATTEMPTS = 3
+CHECKSUMS = checkout.ROOT / "data" / "d4rl_checksums.tsv"
+FOLDER = checkout.ROOT / "data" / "d4rl"  # the project's own folder for these files, which git ignores
+ATTEMPTS = 3  # of a download
 
 
 def _files() -> dict[str, tuple[str, int, str]]:
+    """Return the file name, the number of bytes and the sha256 of each dataset."""
     rows = [line.split("\t") for line in CHECKSUMS.read_text().splitlines()[1:]]
     return {file.removesuffix(".hdf5").replace("_", "-"): (file, int(size), sha256) for file, size, sha256 in rows}
 
 
 def names() -> list[str]:
-    """Datasets whose checksums are known: the nine of Table 1 (its `mixed` is `medium-replay`) and the expert sets."""
+    """Return the names of the datasets whose checksums are known.
+
+    They are the nine of Table 1 (which calls `medium-replay` mixed) and the three expert datasets.
+    """
     return list(_files())
 
 
 def published(name: str) -> tuple[str, int, str]:
-    """File name, bytes and sha256 of a dataset, named as d4rl does.  ValueError suggests the nearest name."""
-    files = _files()
-    if name not in files:
-        spelled = name.lower().replace("mixed", "medium-replay").replace("med-", "medium-")  # as in the paper
-        near = difflib.get_close_matches(spelled, files, n=1)
+    """Return the file name, the number of bytes and the sha256 of a dataset.
+
+    name: d4rl's name of the dataset.  Raises ValueError, with the nearest known name, for any other name.
+    """
+    known = _files()
+    if name not in known:
+        spelled = name.lower().replace("mixed", "medium-replay").replace("med-", "medium-")  # the paper's names
+        near = difflib.get_close_matches(spelled, known, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ValueError(f"unknown official dataset {name!r}{hint}; expected one of {names()}")
-    return files[name]
+    return known[name]
 
 
 def path(name: str) -> Path:
-    """Where the file of a dataset lies, unchecked: in d4rl's own folder (D4RL_DATASET_DIR where that is set when
-    d4rl is imported, else ~/.d4rl/datasets), else in data/d4rl; where it lies in neither, d4rl's own place."""
+    """Return the path of a dataset's file, which may not exist yet and is not checked.
+
+    The file is looked for in d4rl's own folder first, then in data/d4rl.  If it is in neither, the path in d4rl's
+    folder is returned.  That folder is ~/.d4rl/datasets, or the value of D4RL_DATASET_DIR when d4rl is imported.
+    """
     file, _, _ = published(name)
-    d4rl_place = Path(tasks.d4rl().offline_env.filepath_from_url(file))
-    return FOLDER / file if not d4rl_place.exists() and (FOLDER / file).exists() else d4rl_place
+    in_d4rl_folder = Path(tasks.d4rl().offline_env.filepath_from_url(file))
+    return FOLDER / file if not in_d4rl_folder.exists() and (FOLDER / file).exists() else in_d4rl_folder
 
 
 def fetch(name: str) -> Path:
-    """The checked file of a dataset: used where it lies (see `path`), else downloaded to d4rl's own folder, where
-    d4rl and other projects find it too.
+    """Return the path of a dataset's file, downloaded if necessary and checked.
 
-    Raises ValueError for an unknown name or for bytes that are not the published ones: a file that was there
-    stays, one just downloaded does not.  ConnectionError where it cannot be downloaded.
+    An existing file is used (see `path`).  Otherwise the file is downloaded to d4rl's own folder, where d4rl and other
+    projects can use it too.
+
+    Raises ValueError for an unknown name, or if the bytes are not the published ones: an existing file is then kept,
+    and a downloaded one is deleted.  Raises ConnectionError if the file cannot be downloaded.
     """
-    found = path(name)
-    if found.exists():
-        _check(found, name, str(found), "delete or move it, and it is downloaded again")
+    file = path(name)
+    if file.exists():
+        _check(file, name, str(file), "delete or move it, and it is downloaded again")
     else:
-        print(f"{name}: downloading to {found}", flush=True)
-        _download(name, found)
-    return found
+        print(f"{name}: downloading to {file}", flush=True)
+        _download(name, file)
+    return file
 
 
 def _check(file: Path, name: str, what: str, way_out: str) -> None:
+    """Raise ValueError, which says `what` is wrong and the `way_out`, unless a file has the published bytes."""
     _, *expected = published(name)
     with file.open("rb") as stream:
-        found = [file.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest()]
-    if found != expected:
-        raise ValueError(f"{what}: [bytes, sha256] are {found}, expected {expected} for {name}: {way_out}")
+        actual = [file.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest()]
+    if actual != expected:
+        raise ValueError(f"{what}: [bytes, sha256] are {actual}; expected {expected} for {name}: {way_out}")
 
 
 def _download(name: str, target: Path) -> None:
-    import pooch  # here, since it is slow to import
+    """Download the file of a dataset to `target` and check it, in up to ATTEMPTS attempts."""
+    import pooch  # imported here because its import is slow
     import requests
 
     url = tasks.d4rl().infos.DATASET_URLS[name]
-    by_hand = f"put {target.name} from {url} into {target.parent} or {FOLDER} by hand"
+    by_hand = f"download {url} by hand and put it as {target.name} into {target.parent} or {FOLDER}"
 
     def fill(aside: Path) -> None:
-        # Not pooch.retrieve: it leaves a file that only its owner can read, and the folder may be shared.
+        # A file that pooch.retrieve makes can be read by its owner only, and other users may share this folder.
         pooch.HTTPDownloader(progressbar=True)(url, str(aside), None)
-        _check(aside, name, f"the answer of {url}", f"nothing of it was kept; try again, or {by_hand}")
+        _check(aside, name, f"the download from {url}", f"the file was deleted; try again, or {by_hand}")
 
     for attempt in range(ATTEMPTS):
         time.sleep(attempt)
@@ -93,14 +102,16 @@ def _download(name: str, target: Path) -> None:
         except requests.RequestException as error:
             failure = error
     raise ConnectionError(
-        f"{name} cannot be downloaded: {by_hand}, or use the regenerated {name.removesuffix('-v2')}, which needs no "
-        f"network (`make data`). The last of {ATTEMPTS} attempts ended with: {failure}"
+        f"{name} cannot be downloaded: {by_hand}, or use the regenerated {name.removesuffix('-v2')}, which `make data` "
+        f"makes without a network. The last of {ATTEMPTS} attempts ended with: {failure}"
     ) from failure
 
 
 class OfflineEnv(gymnasium.Wrapper):
-    """A gymnasium environment that also answers as d4rl's OfflineEnv does, so that d4rl's readers
-    (`sequence_dataset`, `qlearning_dataset`) take it.  reset and step are gymnasium's."""
+    """A gymnasium environment with the attributes and methods of d4rl's OfflineEnv.
+
+    d4rl's readers (`sequence_dataset`, `qlearning_dataset`) accept it.  reset and step are those of gymnasium.
+    """
 
     _max_episode_steps = tasks.MAX_STEPS
 
@@ -112,23 +123,31 @@ class OfflineEnv(gymnasium.Wrapper):
 
     @property
     def dataset_filepath(self) -> str:
+        """The path of the dataset's file (see `path`)."""
         return str(path(self.name))
 
     def step(self, action: np.ndarray):
-        """Actions are clipped to the action space first, as d4rl's NormalizedBoxEnv does."""
+        """Clip an action to the action space, as d4rl's NormalizedBoxEnv does, and take it."""
         return self.env.step(np.clip(action, self.action_space.low, self.action_space.high))
 
     def get_dataset(self, h5path: str | None = None) -> dict[str, np.ndarray]:
-        """All arrays of a file, metadata included, by d4rl's own code: AssertionError where a key is missing or
-        a shape is not the environment's.  Without h5path it is the official file (`fetch`)."""
+        """Read all arrays of a file with d4rl's own code, metadata included.
+
+        h5path: the file; None is the official one (`fetch`).  d4rl raises AssertionError if a key is missing, or if a
+        shape is not that of the environment.
+        """
         return tasks.d4rl().offline_env.OfflineEnv.get_dataset(self, fetch(self.name) if h5path is None else h5path)
 
     def get_normalized_score(self, score: float) -> float:
-        """A return as the fraction, not percent, of the way from d4rl's random to its expert return."""
+        """Return the normalised score of a return, as a fraction: 0 is d4rl's random return, 1 its expert return."""
         return tasks.d4rl().offline_env.OfflineEnv.get_normalized_score(self, score)
 
 
 def make(name: str, physics: str = "d4rl") -> OfflineEnv:
-    """The task of an official dataset, with the physics that the file was recorded under."""
+    """Return the environment of an official dataset; `make(name).get_dataset()` reads its file.
+
+    physics: as in `tasks.make`; "d4rl" is the physics that the file was recorded with.  Raises ValueError for an
+    unknown name.
+    """
     published(name)
     return OfflineEnv(tasks.make(name.split("-")[0], physics=physics), name)

@@ -1,43 +1,56 @@
-"""Data from elsewhere: a loop that collects some, and Minari's episodes as the flat arrays of D4RL."""
+"""Collect data from an environment, and convert Minari's episodes to the flat arrays of D4RL."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ttlib import data
+from ttlib.datasets.arrays import KEYS
 
 
-def collect(env, act: Callable, steps: int, seed: int) -> dict[str, np.ndarray]:
-    """`steps` steps of a gymnasium environment as D4RL's flat arrays (data.KEYS).
+def collect(
+    env,
+    act: Callable,
+    steps: int,
+    seed: int | Sequence[int],
+    reset_seed: int | None = None,
+    infos: Callable = lambda env: {},
+) -> dict[str, np.ndarray]:
+    """Step a gymnasium environment, and return `steps` steps as D4RL's flat arrays.
 
-    act(state (N,), rng) -> action (M,).  The episode that the end of the data cuts off counts as timed out.
+    act(state (N,), rng) returns an action (M,).  The generator `rng` has the seed `seed`.
+    It also draws a new seed for each reset, unless all resets have the `reset_seed`.
+    infos(env) is called before each action, and returns more arrays of the step by name.
+    The last step counts as a timeout if its episode goes on.
     """
     rng, rows, state = np.random.default_rng(seed), [], None
     while len(rows) < steps:
         if state is None:
-            state, _ = env.reset(seed=int(rng.integers(2**31)))
+            new_seed = int(rng.integers(2**31)) if reset_seed is None else reset_seed
+            state, _ = env.reset(seed=new_seed)
+        more = infos(env)
         action = act(state, rng)
-        following, reward, terminal, timeout, _ = env.step(action)
+        next_state, reward, terminal, timeout, _ = env.step(action)
         cut = len(rows) == steps - 1 and not terminal
-        rows.append((state, action, reward, terminal, timeout or cut))
-        state = None if terminal or timeout else following
-    return {name: np.array(column) for name, column in zip(data.KEYS, zip(*rows, strict=True), strict=True)}
+        row = (state, action, reward, terminal, timeout or cut)
+        rows.append(dict(zip(KEYS, row, strict=True)) | more)
+        state = None if terminal or timeout else next_state
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
 def clumsy(state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Swing a pendulum up without holding it there: (cos, sin, angular velocity) -> torque (1,) in [-2, 2].
+    """Return a torque that swings a pendulum up, but does not hold it there.
 
-    Half of the torques are random; the others push along the motion while there is too little energy to come
-    upright, and against it while there is too much.
+    state: (cos, sin, angular velocity).  -> torque (1,) float32 in [-2, 2].  Half of the torques are random.  The
+    others push along the motion while the energy is below that of standing upright, and against it while it is above.
     """
     cos, _, velocity = state
-    missing = 15.0 - (velocity**2 / 2 + 15.0 * cos)  # energy over moment of inertia, of standing upright and of now
-    pumping = np.clip(0.3 * missing * velocity + rng.normal(), -2.0, 2.0)
-    return np.array([rng.uniform(-2.0, 2.0) if rng.random() < 0.5 else pumping], np.float32)
+    missing_energy = 15.0 - (velocity**2 / 2 + 15.0 * cos)  # per moment of inertia; standing upright has 15
+    torque = np.clip(0.3 * missing_energy * velocity + rng.normal(), -2.0, 2.0)
+    return np.array([rng.uniform(-2.0, 2.0) if rng.random() < 0.5 else torque], np.float32)
 
 
 def swing_up(steps: int, seed: int) -> dict[str, np.ndarray]:
-    """The data of page 07: the clumsy controller on gymnasium's Pendulum-v1, whose episodes time out at 200 steps."""
+    """Collect data with the clumsy controller on gymnasium's Pendulum-v1, whose episodes time out at 200 steps."""
     import gymnasium
 
     env = gymnasium.make("Pendulum-v1")
@@ -47,32 +60,35 @@ def swing_up(steps: int, seed: int) -> dict[str, np.ndarray]:
 
 
 def from_minari(dataset) -> dict[str, np.ndarray]:
-    """A Minari dataset, or the name of one, as D4RL's flat arrays; timeouts are its truncations.
+    """Convert a Minari dataset, given as such or by its name, to D4RL's flat arrays.
 
-    An episode of T steps has T + 1 observations there: the last has no action and is left out.  One whose data
-    stop without an end counts as timed out.  ImportError without the package minari, ValueError where
-    observations or actions are not arrays.
+    Minari's episode of T steps has T + 1 observations.  The last one has no action, and is left out.  Timeouts are
+    Minari's truncations; an episode that ends without a flag is marked as timed out.  Raises ImportError if a name is
+    given and the package minari is not installed, and ValueError for observations or actions that are not arrays.
     """
     if isinstance(dataset, str):
         try:
             import minari
         except ImportError as error:
             raise ImportError(
-                f"{dataset!r} is read with the package minari, which is not installed and does not come with this "
-                "project: `pip install minari` into its environment, or give arrays or an HDF5 file"
+                f"{dataset!r} is read with the package minari, which is not installed and not part of this project: "
+                "run `pip install minari` in its environment, or give arrays or an HDF5 file"
             ) from error
         dataset = minari.load_dataset(dataset, download=True)
-    parts = []
-    for episode in dataset.iterate_episodes():
-        for name in ("observations", "actions"):
-            if not isinstance(values := getattr(episode, name), np.ndarray):
-                raise ValueError(
-                    f"{name} of episode {episode.id} are a {type(values).__name__}; expected an array with one row a "
-                    "step: choose the entries you want and stack them, or flatten them with gymnasium.spaces.flatten"
-                )
-        timeouts = np.array(episode.truncations, bool)
-        timeouts[-1] |= not episode.terminations[-1]
-        states = episode.observations[: len(timeouts)]
-        columns = (states, episode.actions, episode.rewards, episode.terminations, timeouts)
-        parts.append(dict(zip(data.KEYS, columns, strict=True)))
-    return {name: np.concatenate([part[name] for part in parts]) for name in data.KEYS}
+    parts = [_episode_arrays(episode) for episode in dataset.iterate_episodes()]
+    return {name: np.concatenate([part[name] for part in parts]) for name in KEYS}
+
+
+def _episode_arrays(episode) -> dict[str, np.ndarray]:
+    """Return D4RL's arrays of one episode of Minari."""
+    for name in ("observations", "actions"):
+        if not isinstance(values := getattr(episode, name), np.ndarray):
+            raise ValueError(
+                f"{name} of episode {episode.id} are a {type(values).__name__}; expected an array with one row per "
+                "step: choose the entries you want and stack them, or flatten them with gymnasium.spaces.flatten"
+            )
+    timeouts = np.array(episode.truncations, bool)
+    timeouts[-1] |= not episode.terminations[-1]
+    states = episode.observations[: len(timeouts)]
+    columns = (states, episode.actions, episode.rewards, episode.terminations, timeouts)
+    return dict(zip(KEYS, columns, strict=True))

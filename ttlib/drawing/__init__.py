@@ -1,1 +1,1 @@
-"""Figures of bodies and rooms, and viewers for the book."""
+"""Drawings of bodies and rooms, the style of all figures, and HTML viewers for the book."""

@@ -1,19 +1,59 @@
-"""What two pages draw: bodies made of capsules, the four rooms.  matplotlib only, no GL."""
+"""The style of all figures, and drawings of bodies and of the four rooms.
 
-import json
+Drawing needs matplotlib alone, and no graphics hardware.  A function imports it when it is called.
+"""
 
 import numpy as np
-from matplotlib.collections import PolyCollection
-from matplotlib.patches import Rectangle
 
 from ttlib.environments import four_rooms
 
-# Okabe and Ito's colours, told apart by colour-blind readers, by what they stand for.
-COLOURS = {"transformer": "#0072B2", "other": "#D55E00", "third": "#009E73", "data": "#555555", "fourth": "#CC79A7"}
+# What each colour stands for.  Colour-blind readers can tell these apart: four are Okabe and Ito's, and one is a grey.
+COLOURS = {"transformer": "#0072B2", "other": "#D55E00", "third": "#009E73", "fourth": "#CC79A7", "data": "#555555"}
 
 
-def stadium(a: np.ndarray, b: np.ndarray, radius: float, points: int = 16) -> np.ndarray:
-    """Outline (2 * points, 2) of a capsule between 2-D ends a, b (2,)."""
+def style() -> None:
+    """Set the look of all figures of a page.  Call it once, at the top of the page.
+
+    A figure is 7 inches wide unless it says otherwise, and its text has 9 points.  Axes have no line at the top and at
+    the right, legends have no frame, and lines take the colours of COLOURS in their order.
+    """
+    import seaborn
+
+    sizes = ("font.size", "axes.labelsize", "axes.titlesize", "xtick.labelsize", "ytick.labelsize")
+    sizes += ("legend.fontsize", "legend.title_fontsize", "figure.titlesize", "figure.labelsize")
+    seaborn.set_theme(
+        context="paper",
+        style="ticks",
+        palette=list(COLOURS.values()),
+        font="DejaVu Sans",  # matplotlib brings this font, so figures look the same on every machine
+        color_codes=False,
+        rc=dict.fromkeys(sizes, 9)
+        | {
+            "figure.figsize": (7, 3),
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "legend.frameon": False,
+            # seaborn changes these two.  White edges would cut into bars and bands.
+            "patch.force_edgecolor": False,
+            "image.cmap": "viridis",
+        },
+    )
+
+
+def project(points: np.ndarray, azimuth: float = 15, elevation: float = 12) -> tuple[np.ndarray, np.ndarray]:
+    """Project points (..., 3) in metres onto the picture, without perspective.
+
+    azimuth and elevation are the viewer's, in degrees.  Returns positions in the picture (..., 2), x to the right and
+    z up, and depths (...), which grow away from the viewer.  All are in metres.
+    """
+    az, el = np.radians([azimuth, elevation])
+    right = np.array([np.cos(az), np.sin(az), 0])
+    away = np.array([-np.sin(az) * np.cos(el), np.cos(az) * np.cos(el), -np.sin(el)])
+    return np.stack([points @ right, points @ np.cross(right, away)], -1), points @ away
+
+
+def capsule_outline(a: np.ndarray, b: np.ndarray, radius: float, points: int = 16) -> np.ndarray:
+    """Return the outline (2 * points, 2) of a capsule with the ends a and b, (2,) each."""
     along = b - a
     angle = np.arctan2(along[1], along[0]) if np.any(along) else 0.0
     turn = np.linspace(-np.pi / 2, np.pi / 2, points)
@@ -32,123 +72,35 @@ def body(
     alpha: float = 1.0,
     shift: tuple[float, float] = (0.0, 0.0),
 ) -> None:
-    """One body: ends (capsules, 2, 3) and radii (capsules,) in metres, seen orthographically, moved by `shift`
-    metres in the picture.
+    """Draw one body made of capsules.
 
-    Painter's order: far capsules first; a few lighter, smaller copies shifted to the light round each one.
+    ends (capsules, 2, 3) and radii (capsules,) are in metres, azimuth and elevation in degrees.  `shift` moves the
+    body in the picture, in metres.
     """
+    from matplotlib.collections import PolyCollection
     from matplotlib.colors import to_rgb
 
     flat, depth = project(ends, azimuth, elevation)
-    flat, order = flat + shift, np.argsort(-depth.mean(-1))
+    flat, order = flat + shift, np.argsort(-depth.mean(-1))  # far capsules first, so that near ones cover them
     outlines, colours = [], []
     for i in order:
+        # Smaller and lighter copies, moved towards the light, make a capsule look round.
         for k, (shrink, light) in enumerate(((1.0, 0.0), (0.72, 0.22), (0.42, 0.45))):
             a, b = flat[i] + np.array([-0.16, 0.2]) * radii[i] * k
-            outlines.append(stadium(a, b, radii[i] * shrink))
+            outlines.append(capsule_outline(a, b, radii[i] * shrink))
             colours.append([*(c + (1 - c) * light for c in to_rgb(colour)), alpha])
     axes.add_collection(PolyCollection(outlines, facecolors=colours, edgecolors="none"))
 
 
-def project(points: np.ndarray, azimuth: float = 15, elevation: float = 12) -> tuple[np.ndarray, np.ndarray]:
-    """(..., 3) metres -> (..., 2) in the picture (x to the right, z up) and (...) depth away from the viewer."""
-    az, el = np.radians([azimuth, elevation])
-    right = np.array([np.cos(az), np.sin(az), 0])
-    away = np.array([-np.sin(az) * np.cos(el), np.cos(az) * np.cos(el), -np.sin(el)])
-    return np.stack([points @ right, points @ np.cross(right, away)], -1), points @ away
-
-
-def player(bodies: dict[str, tuple[np.ndarray, str]], radii: np.ndarray, seconds: float, name: str) -> str:
-    """HTML of bodies that move, side by side, with a button and a slider; it needs no network and starts at rest.
-
-    bodies: label -> ends (T, capsules, 2, 3), metres, and colour; radii (capsules,); seconds: of one step; name: of
-    the element, one of its own on a page.  What is not finite is not drawn; millimetres are kept.
-    """
-    frames = []
-    for ends, _ in bodies.values():
-        flat, depth = project(ends)
-        order = np.argsort(-depth.mean(-1), axis=1)  # painter's, as in `body`
-        seen = np.isfinite(flat).all((1, 2, 3))
-        whole = np.clip(np.nan_to_num(1000 * flat), -1e5, 1e5).round().astype(int).reshape(*flat.shape[:2], 4)
-        frames.append([
-            [[int(i), *corners[i].tolist()] for i in order[t]] if seen[t] else [] for t, corners in enumerate(whole)
-        ])  # fmt: skip
-    values = {
-        "bodies": frames,
-        "radii": (1000 * radii).round().astype(int).tolist(),
-        "labels": list(bodies),
-        "colours": [colour for _, colour in bodies.values()],
-        "seconds": seconds,
-    }
-    return PLAYER.replace("NAME", name).replace("VALUES", json.dumps(values, separators=(",", ":")))
-
-
-PLAYER = """
-<div id="NAME" style="max-width:760px">
-<canvas width="1520" height="560" style="width:100%;background:#fff" role="img"
- aria-label="Bodies that move, the same time step of each side by side; the figure above shows some of the steps.">
-</canvas>
-<div style="display:flex;gap:0.8em;align-items:center">
-<button type="button" style="min-width:5em">Play</button>
-<input type="range" min="0" value="0" aria-label="time step" style="flex:1">
-<output style="min-width:13em;font-variant-numeric:tabular-nums"></output>
-</div></div>
-<script>
-(() => {
-  const {bodies, radii, labels, colours, seconds} = VALUES;
-  const box = document.getElementById("NAME"), canvas = box.querySelector("canvas"), c = canvas.getContext("2d");
-  const [button, slider, out] = ["button", "input", "output"].map(tag => box.querySelector(tag));
-  const last = bodies[0].length - 1, wide = canvas.width / bodies.length, scale = wide / 2600;
-  const ground = canvas.height - 90, slow = 0.25;
-  slider.max = last;
-  function capsule([i, x1, y1, x2, y2], x0, colour) {
-    const r = radii[i];
-    [[1, 0], [0.72, 0.22], [0.42, 0.45]].forEach(([shrink, light], k) => {
-      const dx = x0 - 0.16 * r * k * scale, dy = ground - 0.2 * r * k * scale;
-      c.strokeStyle = light ? `rgba(255,255,255,${light})` : colour; c.lineWidth = 2 * r * shrink * scale;
-      c.beginPath(); c.moveTo(dx + x1 * scale, dy - y1 * scale);
-      c.lineTo(dx + x2 * scale + 0.01, dy - y2 * scale); c.stroke();  // 0.01: a sphere is a dot
-    });
-  }
-  function draw() {
-    const t = +slider.value;
-    c.fillStyle = "#fff"; c.fillRect(0, 0, canvas.width, canvas.height); c.lineCap = "round";
-    c.fillStyle = "#ececec"; c.fillRect(0, ground, canvas.width, 90);
-    c.font = "30px sans-serif"; c.textAlign = "center";
-    bodies.forEach((frames, b) => {
-      c.save(); c.beginPath(); c.rect(b * wide, 0, wide, canvas.height); c.clip();
-      frames[t].forEach(piece => capsule(piece, (b + 0.42) * wide, colours[b]));
-      c.fillStyle = "#222"; c.fillText(labels[b], (b + 0.5) * wide, canvas.height - 30);
-      if (!frames[t].length) c.fillText("not finite", (b + 0.5) * wide, ground / 2);
-      c.restore();
-    });
-    out.textContent = `step ${t} of ${last}, ${(t * seconds).toFixed(2)} s`;
-  }
-  let from = null;
-  function pause() { from = null; button.textContent = "Play"; }
-  function tick(now) {
-    if (from === null) return;
-    slider.value = Math.min(last, Math.floor((now - from) / 1000 / seconds * slow)); draw();
-    if (+slider.value < last) requestAnimationFrame(tick); else pause();
-  }
-  button.onclick = () => {
-    if (from !== null) return pause();
-    if (+slider.value >= last) slider.value = 0;
-    from = performance.now() - slider.value * seconds / slow * 1000; button.textContent = "Pause";
-    requestAnimationFrame(tick);
-  };
-  slider.oninput = () => { pause(); draw(); };
-  draw();
-})();
-</script>"""
-
-
 def strip(axes, ends: np.ndarray, radii: np.ndarray, colour: str, spacing: float) -> np.ndarray:
-    """Poses side by side, `spacing` metres apart, seen from the side: ends (poses, capsules, 2, 3) -> (poses,)
-    where each stands in the picture."""
+    """Draw poses of a body side by side, `spacing` metres apart, seen from the side.
+
+    ends (poses, capsules, 2, 3) and radii (capsules,) are in metres.  Returns where each pose is in the picture,
+    (poses,) metres to the right.
+    """
     ends = ends.copy()
     ends[..., 0] += (np.arange(len(ends)) * spacing - ends[..., 0].mean((1, 2)))[:, None, None]
-    flat, _ = project(ends, azimuth=0)  # turned, the row of poses would sink into the floor
+    flat, _ = project(ends, azimuth=0)  # with another azimuth, the row of poses would sink into the floor
     axes.axhspan(flat[..., 1].min() - 1, 0, color="#ececec", lw=0, zorder=0)
     for pose in ends:
         body(axes, pose, radii, colour, azimuth=0)
@@ -159,7 +111,9 @@ def strip(axes, ends: np.ndarray, radii: np.ndarray, colour: str, spacing: float
 
 
 def rooms(axes) -> None:
-    """The walls of the four rooms."""
+    """Draw the walls of the four rooms."""
+    from matplotlib.patches import Rectangle
+
     for low, high in four_rooms.WALLS:
         axes.add_patch(Rectangle(low, *(high - low), color="#3a3a3a", lw=0, zorder=1))
     axes.add_patch(Rectangle((0, 0), four_rooms.SIDE, four_rooms.SIDE, fill=False, ec="#3a3a3a", lw=3, zorder=2))
@@ -167,11 +121,11 @@ def rooms(axes) -> None:
 
 
 def fading_path(axes, path: np.ndarray, colour: str) -> None:
-    """A trajectory (T, 2): colour saturating over time, start filled, as in Figure 5."""
+    """Draw a trajectory (T, 2) whose colour grows stronger over time, with a filled start, as in Figure 5."""
     from matplotlib.collections import LineCollection
     from matplotlib.colors import to_rgb
 
-    share = np.linspace(0.15, 1, max(1, len(path) - 1))[:, None]
-    shades = 1 - share * (1 - np.array(to_rgb(colour)))
+    strength = np.linspace(0.15, 1, max(1, len(path) - 1))[:, None]
+    shades = 1 - strength * (1 - np.array(to_rgb(colour)))
     axes.add_collection(LineCollection(np.stack([path[:-1], path[1:]], 1), colors=shades, lw=1.8, zorder=3))
     axes.plot(*path[0], "o", color=1 - 0.35 * (1 - np.array(to_rgb(colour))), ms=6, mec=colour, mew=0.8, zorder=4)

@@ -1,1 +1,1 @@
-"""Simulated tasks, behaviour policies, four rooms, bodies in space."""
+"""The simulated tasks, their behaviour policies, the four rooms, and the places of a robot's bodies in space."""

@@ -1,20 +1,20 @@
-"""Behaviour policies: snapshots along one training run of each task."""
+"""Behaviour policies: snapshots from one training run of each task."""
 
 from functools import lru_cache
 
 import numpy as np
 
-from ttlib.environments import tasks
-from ttlib.pipeline import places
+from ttlib.environments import checkout, tasks
 
-POLICIES = places.ROOT / "data" / "policies"
+POLICIES = checkout.ROOT / "data" / "policies"
 
 
 def policy(task: str, step: int):
-    """Stochastic behaviour policy of one training snapshot: (states (B, N), rng) -> actions (B, M) of the task.
+    """Return the stochastic behaviour policy of one snapshot: a function (states (B, N), rng) -> actions (B, M).
 
-    Two hidden layers with ReLU, then tanh of a Gaussian (Haarnoja et al. 2018).  Snapshot 0 is a policy before
-    any training: uniform actions.
+    step: the number of training steps of the snapshot.  Snapshot 0 was not trained: its actions are uniform over the
+    action space.  The others have two hidden layers with ReLU, and an action is the tanh of a Gaussian (Haarnoja et
+    al. 2018), scaled to the action space.  Raises FileNotFoundError for a snapshot that does not exist.
     """
     low, high = action_limits(task)
     if step == 0:
@@ -22,7 +22,7 @@ def policy(task: str, step: int):
     path = POLICIES / task / f"step_{step:07d}.npz"
     if not path.exists():
         known = sorted(int(p.stem[5:]) for p in path.parent.glob("step_*.npz"))
-        raise FileNotFoundError(f"{path} is missing; snapshots of {task!r} that are there: {known}")
+        raise FileNotFoundError(f"{path} is missing; the snapshots of {task!r} are {known}")
     w = dict(np.load(path))
 
     def act(states: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -37,6 +37,7 @@ def policy(task: str, step: int):
 
 @lru_cache
 def action_limits(task: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lowest and the highest action of a task, (M,) float64 each."""
     env = tasks.make(task)
     space = env.action_space
     env.close()

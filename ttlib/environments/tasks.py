@@ -1,4 +1,4 @@
-"""The simulated tasks: names, physics, reference scores, replays."""
+"""The simulated tasks: their names, physics, reference scores and replays."""
 
 import difflib
 import os
@@ -8,7 +8,8 @@ from functools import lru_cache
 
 import numpy as np
 
-# v5 changes Walker2d's friction and the terminal reward: -v4 has the reward and termination of D4RL's -v2 tasks.
+# The reward and the termination of -v4 are those of D4RL's -v2 tasks.  Version -v5 changes the friction of Walker2d and
+# the reward of the step that ends an episode.
 TASKS = {
     "hopper": "Hopper-v4",
     "walker2d": "Walker2d-v4",
@@ -17,7 +18,8 @@ TASKS = {
 }
 
 
-MEANING = {  # of the tokens of a step
+# The meaning of each dimension of a transition.
+MEANING = {
     "hopper": (
         "height (m)", "torso angle (rad)", "thigh angle (rad)", "leg angle (rad)", "foot angle (rad)",
         "forward speed (m/s)", "upward speed (m/s)", "torso turning (rad/s)", "thigh turning (rad/s)",
@@ -30,17 +32,19 @@ MEANING = {  # of the tokens of a step
 D4RL_TASKS = ("hopper", "walker2d", "halfcheetah")
 
 
-# Without contact forces, inertias, actuator forces and torques its observation is qpos[2:], qvel: 45 numbers.
+# Inertias, velocities of masses, actuator forces and contact forces are left out of the humanoid's observation.  The
+# 45 numbers that remain are qpos[2:] and qvel.
 _HUMANOID = {f"include_{name}_in_observation": False for name in ("cinert", "cvel", "qfrc_actuator", "cfrc_ext")}
 
 
-MAX_STEPS = 1000  # the time limit of every task
+MAX_STEPS = 1000  # the time limit of every simulated robot, in steps
 
 
-PHYSICS = ("modern", "d4rl")
+PHYSICS = ("modern", "d4rl")  # MuJoCo as installed, and as it was when D4RL's files were recorded
 
 
 def check_known(name: str, names, what: str) -> None:
+    """Raise ValueError unless `name` is one of `names`.  The message calls it `what`, for example a task."""
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -48,21 +52,21 @@ def check_known(name: str, names, what: str) -> None:
 
 
 def make(task: str, physics: str = "modern", **options):
-    """A gymnasium environment by our task name, time limit included.
+    """Return the gymnasium environment of a task, with its time limit.
 
-    physics: "modern", MuJoCo as installed, or "d4rl", as the official files were recorded (`old_physics`).
-    ValueError lists the known names.
+    physics: "modern" is MuJoCo as installed; "d4rl" is the physics of the official files (`old_physics`).
+    options: arguments of `gymnasium.make`.  Raises ValueError for an unknown task or physics.
     """
     check_known(task, TASKS, "task")
     check_known(physics, PHYSICS, "physics")
     import gymnasium
     import mujoco
 
-    mujoco.set_mju_user_warning(lambda message: None)  # else MuJoCo writes MUJOCO_LOG.TXT where it is run
+    mujoco.set_mju_user_warning(lambda message: None)  # otherwise MuJoCo writes a log file into the current folder
     if task == "humanoid":
         options = _HUMANOID | options
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "v4 is out of date"
+        warnings.simplefilter("ignore")  # the warning that v4 is out of date
         env = gymnasium.make(TASKS[task], disable_env_checker=True, **options)
     if physics == "d4rl":
         old_physics(env.unwrapped)
@@ -72,8 +76,8 @@ def make(task: str, physics: str = "modern", **options):
 def old_physics(env) -> None:
     """Give an environment the masses and contact margins of MuJoCo 2.1.0 and older, in place.
 
-    Those versions took a capsule's mass and inertia to be those of a cylinder longer by half a radius at each
-    end; and since 3.5.0 a contact's margin is the sum of two geoms' margins, where it was the larger of them.
+    Those versions computed the mass and inertia of a capsule as those of a cylinder that is longer by half a radius at
+    each end.  Before MuJoCo 3.5.0 the margin of a contact was the larger margin of its two geoms; now it is their sum.
     """
     import mujoco
 
@@ -88,40 +92,45 @@ def old_physics(env) -> None:
             else:
                 geom.size = [geom.size[0], geom.size[1] + geom.size[0] / 2, geom.size[2]]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "settotalmass is deprecated"
-        twin = spec.compile()
+        warnings.simplefilter("ignore")  # the warning that settotalmass is deprecated
+        with_cylinders = spec.compile()
     for name in ("body_mass", "body_inertia", "body_ipos", "body_iquat"):
-        getattr(env.model, name)[:] = getattr(twin, name)
+        getattr(env.model, name)[:] = getattr(with_cylinders, name)
     if tuple(map(int, mujoco.__version__.split(".")[:2])) >= (3, 5):
         env.model.geom_margin[:] *= 0.5
     mujoco.mj_setConst(env.model, env.data)
 
 
 def four_rooms():
-    """The four rooms of Figure 5, time limit included."""
+    """Return the environment of the four rooms (Figure 5), with its time limit."""
     import gymnasium
+
+    import ttlib.environments.four_rooms  # noqa: F401  registers the environment
 
     return gymnasium.make("ttlib/FourRooms-v0", disable_env_checker=True)
 
 
 @lru_cache
 def d4rl():
-    """The package d4rl, imported without its banners: names, addresses, reference scores and file conventions."""
+    """Import the package d4rl without its banners, and return it.
+
+    It has the names and addresses of the official files, their reference scores and their readers.
+    """
     os.environ.setdefault("D4RL_SUPPRESS_IMPORT_ERROR", "1")
-    sys.modules.setdefault("mujoco_py", None)  # a full d4rl install has one that raises a bare Exception
+    sys.modules.setdefault("mujoco_py", None)  # where mujoco_py is installed, its import may fail with an Exception
     import gym_notices.notices
 
-    gym_notices.notices.notices.clear()  # gym's banner
+    gym_notices.notices.notices.clear()  # otherwise gym prints a banner
     import d4rl
 
     return d4rl
 
 
 def reference_scores(task: str) -> tuple[float, float]:
-    """D4RL's (random, expert) returns of a task: score = 100 (return - random) / (expert - random).
+    """Return D4RL's mean returns of the random and of the expert policy of a task.
 
-    They were measured with the physics of D4RL's time, so a score on today's MuJoCo is close to, not
-    exactly, comparable.
+    score = 100 (return - random) / (expert - random).  D4RL measured both with the physics of its time.  A score on
+    MuJoCo as installed is therefore only approximately comparable.  Raises ValueError for a task that D4RL lacks.
     """
     check_known(task, D4RL_TASKS, "task of D4RL")
     infos = d4rl().infos
@@ -129,13 +138,13 @@ def reference_scores(task: str) -> tuple[float, float]:
 
 
 def score(task: str, episode_return: float) -> float:
-    """Normalised score in percent, with D4RL's constants."""
+    """Return the normalised score of a return, in percent, with D4RL's reference scores."""
     low, high = reference_scores(task)
     return 100 * (episode_return - low) / (high - low)
 
 
 def replay(task: str, seed: int, actions: np.ndarray) -> np.ndarray:
-    """Joint positions (T + 1, nq) of an episode, from its reset seed and actions (T, M): simulators repeat."""
+    """Repeat an episode from the seed of its reset and its actions (T, M).  Return its joint positions (T + 1, nq)."""
     env = make(task)
     env.reset(seed=seed)
     qpos = [env.unwrapped.data.qpos.copy()]
@@ -149,17 +158,20 @@ def replay(task: str, seed: int, actions: np.ndarray) -> np.ndarray:
 def replay_error(
     task: str, arrays: dict[str, np.ndarray], physics: str, count: int = 1000, seed: int = 0
 ) -> np.ndarray:
-    """Was a file recorded with these physics?  Sets the simulator to `count` of its steps, takes the action
-    recorded there and compares with the step that follows.
+    """Return how far the simulator departs from the recorded transitions of a file, under the given physics.
 
-    arrays: D4RL's keys with infos/qpos (n, nq) and infos/qvel (n, nv).  -> (count,) the largest error of a joint's
-    position (m, rad) or velocity (m/s, rad/s); steps that end an episode have no successor and are left out.
+    The simulator is put into the state of each of `count` random steps, and takes the recorded action.  Its next state
+    is compared with the recorded one: small errors say that the file was recorded with these physics.
+
+    arrays: D4RL's keys, with infos/qpos (n, nq) and infos/qvel (n, nv).  Steps that end an episode are left out, since
+    their next state is not in the file.  Returns the largest error of each step over the positions (m, rad) and
+    velocities (m/s, rad/s) of all joints, (count,).  Raises ValueError for arrays without qpos and qvel.
     """
     if missing := [key for key in ("infos/qpos", "infos/qvel") if key not in arrays]:
-        raise ValueError(f"keys {missing} are missing: only files that keep the simulator's state can be replayed")
-    going_on = ~(np.asarray(arrays["terminals"], bool) | np.asarray(arrays["timeouts"], bool))
-    going_on[-1] = False
-    steps = np.flatnonzero(going_on)
+        raise ValueError(f"keys {missing} are missing: only a file that holds the simulator's states can be replayed")
+    has_next = ~(np.asarray(arrays["terminals"], bool) | np.asarray(arrays["timeouts"], bool))
+    has_next[-1] = False
+    steps = np.flatnonzero(has_next)
     steps = np.random.default_rng(seed).choice(steps, min(count, len(steps)), replace=False)
     env, errors = make(task, physics), []
     env.reset(seed=0)
@@ -167,8 +179,8 @@ def replay_error(
     for t in steps:
         simulator.set_state(arrays["infos/qpos"][t], arrays["infos/qvel"][t])
         simulator.do_simulation(arrays["actions"][t], simulator.frame_skip)
-        found = np.concatenate([simulator.data.qpos, simulator.data.qvel])
-        expected = np.concatenate([arrays["infos/qpos"][t + 1], arrays["infos/qvel"][t + 1]])
-        errors.append(np.abs(found - expected).max())
+        simulated = np.concatenate([simulator.data.qpos, simulator.data.qvel])
+        recorded = np.concatenate([arrays["infos/qpos"][t + 1], arrays["infos/qvel"][t + 1]])
+        errors.append(np.abs(simulated - recorded).max())
     env.close()
     return np.array(errors)

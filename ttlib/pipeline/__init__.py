@@ -1,1 +1,1 @@
-"""Where results come from: places, keys, provenance, experiments, the store, rollouts, sweeps."""
+"""The way from a config to a result: places, keys, provenance, experiments, the store, rollouts, sweeps."""

@@ -5,32 +5,26 @@ import hashlib
 import json
 from pathlib import Path
 
-# Fields that a config got later.  They are left out of keys while they have their default, so that what was made before
-# they existed is still found.
-ADDED = {
-    "ModelConfig": ("missing", "smooth"),
-    "Plan": ("lucky", "noise", "chains"),
-    "DataConfig": ("physics", "hidden", "official"),
-    "Bins": ("V_rest",),
-    "Experiment": ("markov",),
-}
-
 
 def plain(x):
-    """Return configs as JSON: dataclasses become dictionaries, tuples become lists."""
+    """Return configs as JSON: dataclasses become dictionaries, tuples become lists.
+
+    Fields at their default are left out, so that a field which a config gets later changes no key.
+    """
     if dataclasses.is_dataclass(x):
-        later = ADDED.get(type(x).__name__, ())
-        kept = [f.name for f in dataclasses.fields(x) if f.name not in later or getattr(x, f.name) != f.default]
-        return {name: plain(getattr(x, name)) for name in kept}
+        values = {field.name: getattr(x, field.name) for field in dataclasses.fields(x)}
+        defaults = {field.name: field.default for field in dataclasses.fields(x)}
+        return {name: plain(value) for name, value in values.items() if value != defaults[name]}
     if isinstance(x, dict):
-        return {str(k): plain(v) for k, v in x.items()}
-    return [plain(v) for v in x] if isinstance(x, (list, tuple)) else x
+        return {str(name): plain(value) for name, value in x.items()}
+    return [plain(value) for value in x] if isinstance(x, (list, tuple)) else x
 
 
 def key(*parts) -> str:
-    """16 hex digits of the content of configs, names and other keys."""
+    """Return 16 hex digits that stand for the content of configs, names and other keys."""
     return hashlib.sha256(json.dumps(plain(parts), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def file_key(path: Path) -> str:
+    """Return 16 hex digits that stand for the content of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -3,24 +3,23 @@
 import os
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-
+from ttlib.environments.checkout import ROOT, missing
 
 # What is computed and not published.  On a cluster: a folder that all nodes see, where there is one.
 BUILD = Path(os.environ.get("TTLIB_BUILD") or ROOT / "build").resolve()
-
-
 TABLES = BUILD / "tables"
-
-
 SIZES = ("smoke", "laptop", "paper")
-
-
 MODES = ("all", "scratch", "book")
+
+if sentence := missing():
+    raise ImportError(sentence)
 
 
 def mode() -> str:
-    """all: compute what is missing; scratch: train anew too; book: draw published results, compute nothing."""
+    """Return what a run may compute, from the environment variable TTLIB_MODE.
+
+    all: compute what is missing; scratch: train models anew too; book: draw published results, compute nothing.
+    """
     chosen = os.environ.get("TTLIB_MODE", "all")
     if chosen not in MODES:
         raise ValueError(f"TTLIB_MODE={chosen!r}; expected one of {MODES}")
@@ -28,12 +27,12 @@ def mode() -> str:
 
 
 def folder(size: str) -> Path:
-    """Where results of a size are published.  ValueError lists the sizes."""
+    """Return where results of a size are published.  Raises ValueError for an unknown size."""
     if size not in SIZES:
         raise ValueError(f"unknown size {size!r}; expected one of {SIZES}")
     return ROOT / "figures" / size
 
 
 def shown(path: Path) -> Path:
-    """A path as it is printed: below the repository's root without it."""
+    """Return a path as it is printed: relative to the repository's root where it lies below it."""
     return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path

@@ -1,4 +1,4 @@
-"""Commit, versions and machine behind a number."""
+"""The commit, the versions and the machine behind a number."""
 
 import platform
 import subprocess
@@ -11,7 +11,7 @@ from ttlib.pipeline import places
 
 @lru_cache
 def gflops() -> float:
-    """fp32 matrix products of this machine, 10^9 operations a second, at torch's number of threads."""
+    """Return this machine's rate of fp32 matrix products, in GFLOP/s, with torch's number of threads."""
     import torch
 
     x = torch.ones(512, 512)
@@ -24,30 +24,37 @@ def gflops() -> float:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that decide numbers."""
+    """Return the versions of Python and of the packages that decide numbers."""
     packages = ("torch", "numpy", "gymnasium", "mujoco")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
-def here() -> dict:
-    """Commit, versions and machine: what a number depends on beside its config."""
-    import torch
+def commit() -> str:
+    """Return the short name of the checkout's commit, with "-dirty" if tracked files outside figures/ changed.
+
+    Without git or a repository it returns a sentence that says so.
+    """
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=places.ROOT, capture_output=True, text=True).stdout.strip()
 
     try:
-        commit = git("rev-parse", "--short", "HEAD") or "not a git checkout"
-        # Results that were published a moment ago change no number of the next ones.
-        if git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)figures"):
-            commit += "-dirty"
+        name = git("rev-parse", "--short", "HEAD") or "not a git checkout"
+        # Published results do not decide the numbers of other results.
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)figures")
     except FileNotFoundError:
-        commit = "git is not installed"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+        return "git is not installed"
+    return f"{name}-dirty" if changed else name
+
+
+def here() -> dict:
+    """Return what a number depends on beside its config: commit, versions, device, threads and matrix products."""
+    import torch
+
     return {
-        "commit": commit,
+        "commit": commit(),
         "versions": versions(),
-        "device": device,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "threads": torch.get_num_threads(),
         "gflops_fp32": gflops(),
     }

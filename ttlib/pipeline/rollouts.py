@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,137 +12,216 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from ttlib import control, data, train
-from ttlib.baselines import shooting
-from ttlib.baselines.cloning import MLP, fit
+from ttlib import control, data
+from ttlib.baselines import agents, shooting
+from ttlib.baselines import cloning as mlp
+from ttlib.baselines.agents import FunctionAgent
 from ttlib.data import Episodes
 from ttlib.datasets import regenerated
-from ttlib.environments import tasks
-from ttlib.environments.policies import policy
-from ttlib.pipeline import experiments, places, results, store
+from ttlib.environments import policies, stepping, tasks
+from ttlib.model import token_nats
+from ttlib.pipeline import experiments, results, store
 from ttlib.pipeline.experiments import DataConfig, Experiment
 
+# Raised by hand when search, control, cloning or shooting change what a rollout does.  2: each environment has its
+# own random numbers, empty bins have no mass, and values end 500 steps before a time limit.
+ROLLOUT_STAGE = 2
 BY_TRANSFORMER = ("tto", "sampling", "imitation")
-
-
 METHODS = (*BY_TRANSFORMER, "bc", "bc10", "behaviour", "random_shooting")
+UNKNOWN_STEPS = 500  # before a time limit: at gamma 0.99 the missing tail weighs less than 1%
 
 
 def run_rollouts(
-    exp: Experiment, method: str, seeds: tuple[int, ...], model_seed: int = 0, progress=None, make=None
-) -> list[control.Rollout]:
-    """Rollouts of a task by a method of `table1_rollouts.csv`, all in one batch: tto plans for reward, sampling
-    draws the model's actions, imitation searches for likelihood, bc is the cloned MLP, bc10 that of the tenth of
-    episodes of greatest return, behaviour the data's own policies in turn, random_shooting plans through a Gaussian
-    ensemble.  make() is the environment where the data are not of one of our tasks."""
+    exp: Experiment, method: str, seeds: Sequence[int], model_seed: int = 0, progress=None, make=None, hooks=None
+) -> list[stepping.Rollout]:
+    """Roll out a method of `table1_rollouts.csv`, all seeds in one batch.
+
+    tto plans for reward, sampling draws the model's actions, imitation searches for likelihood; bc is the cloned MLP,
+    bc10 that of the tenth of episodes of greatest return; behaviour is the data's own policies in turn;
+    random_shooting plans through a Gaussian ensemble.  make() is the environment where the data are not of one of our
+    tasks; hooks are those of `control.ByReward`.  Raises ValueError for an unknown method, MemoryError with the sizes.
+    """
     make = make or (lambda: simulator(exp.data, exp.size))
     if method in BY_TRANSFORMER:
-        agent = transformer_agent(exp, method, seeds[0])
+        agent = transformer_agent(exp, method, hooks)
     elif method in ("bc", "bc10"):
         policy = cloned(exp, model_seed, 1.0 if method == "bc" else 0.1)
-        agent = control.FunctionAgent(lambda s, rows: policy.act(s), len(seeds))
+        agent = FunctionAgent(lambda states, rows: policy.act(states))
     elif method == "behaviour":
-        agent = control.FunctionAgent(behaviour(exp, seeds), len(seeds))
+        agent = FunctionAgent(behaviour(exp, seeds))
     elif method == "random_shooting":
         space = make().action_space
-        agent = shooting.RandomShooting(*fit_shooting_models(exp), exp.plan, space.low, space.high, seeds[0])
+        agent = shooting.RandomShooting(*fit_shooting_models(exp), exp.plan, space.low, space.high)
     else:
         raise ValueError(f"unknown method {method!r}; expected one of {METHODS}")
-    return control.rollouts(make, agent, list(seeds), progress=progress)
+    try:
+        return stepping.rollouts(make, agent, list(seeds), progress=progress)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise MemoryError(memory_needed(exp, method, len(seeds))) from error
+        raise
 
 
-def transformer_agent(exp: Experiment, method: str, seed: int) -> control.TransformerAgent:
-    """The experiment's model acting by a method of BY_TRANSFORMER."""
-    loaded, rng = store.load_or_train(exp), torch.Generator(store.device()).manual_seed(seed)
+def memory_needed(exp: Experiment, method: str, environments: int) -> str:
+    """Return a sentence about the memory that a plan needs, and the way out."""
+    model, plan = exp.model, exp.plan
+    beams = plan.beam_width * plan.expansions if method == "tto" and plan else max(1, exp.width)
+    horizon = plan.horizon if method == "tto" and plan else max(1, exp.horizon)
+    tokens = (exp.context + horizon) * model.transition.D
+    size = 2 * model.n_layer * model.d_model * tokens * 4 * beams * environments / 1e6
+    return (
+        f"out of memory with {beams} beams x {environments} environments: the keys and values of {tokens} tokens take "
+        f"about {size:.4g} MB, attention a few times that; plan with fewer beams or a shorter horizon, or run fewer "
+        "environments at once"
+    )
+
+
+def transformer_agent(exp: Experiment, method: str, hooks: dict | None = None) -> control.TransformerAgent:
+    """Return the experiment's model acting by a method of BY_TRANSFORMER."""
     if method == "tto":
-        choose, horizon = control.by_reward(exp.plan, rng), exp.plan.horizon
+        choose = control.ByReward(exp.plan, **(hooks or {}))
     elif method == "sampling":
-        choose, horizon = control.by_sampling(rng), 1
+        choose = agents.BySampling()
     else:
-        choose, horizon = control.by_likelihood(exp.horizon, exp.width), max(exp.horizon, 1)
-    return control.TransformerAgent(loaded.model, loaded.tokenizer, choose, exp.past, horizon)
+        choose = control.ByLikelihood(exp.horizon, exp.width)
+    loaded = store.load_or_train(exp)
+    return control.TransformerAgent(loaded.model, loaded.tokenizer, choose, exp.context)
 
 
-def simulator(config: DataConfig, size: str):
-    """The task that a dataset is of, with the physics it was recorded under; smoke episodes are cut short."""
+def simulator(config: DataConfig, size: str) -> gymnasium.Env:
+    """Return the task that a dataset is of, with the physics it was recorded under; smoke episodes are cut short."""
     env = tasks.make(config.task, "d4rl" if config.official else config.physics)
     return gymnasium.wrappers.TimeLimit(env, 20) if size == "smoke" else env
 
 
-def cloned(exp: Experiment, seed: int, share: float = 1.0) -> MLP:
-    """Behaviour cloning on the experiment's data, or on the share of its episodes of greatest return."""
-    parts = [top_episodes(part, share) for part in store.dataset(exp.data).split(exp.data.held_out, exp.data.seed)]
+def cloned(exp: Experiment, seed: int, fraction: float = 1.0) -> mlp.MLP:
+    """Return an MLP cloned from the experiment's data, or from the fraction of its episodes of greatest return."""
+    parts = [top_episodes(part, fraction) for part in store.split(exp.data)]
     (x, y), (held_x, held_y) = ((part.states, part.actions) for part in parts)
-    return fit(x, y, held_x, held_y, seed, 200 if exp.size == "smoke" else 20_000)[0]
+    return mlp.fit(x, y, held_x, held_y, seed, 200 if exp.size == "smoke" else 20_000)[0]
 
 
-def top_episodes(episodes: Episodes, share: float) -> Episodes:
-    """The share of the episodes, at least one, of greatest return."""
-    count = max(1, round(share * len(episodes)))
+def top_episodes(episodes: Episodes, fraction: float) -> Episodes:
+    """Return the fraction of the episodes, at least one, of greatest return."""
+    count = max(1, round(fraction * len(episodes)))
     return episodes.select(np.sort(np.argsort(-episodes.returns, kind="stable")[:count]))
 
 
 @functools.lru_cache(maxsize=1)
 def fit_shooting_models(exp: Experiment):
-    """What random shooting plans with: the ensemble and V(s), fitted to the experiment's data."""
-    parts = store.dataset(exp.data).split(exp.data.held_out, exp.data.seed)
+    """Return what random shooting plans with: the ensemble and V(s), fitted to the experiment's data."""
     smoke = exp.size == "smoke"
     config = replace(experiments.SHOOTING, updates=20) if smoke else experiments.SHOOTING
-    return shooting.fit(*parts, config, exp.plan.gamma, 200 if smoke else 20_000)
+    return shooting.fit(*store.split(exp.data), config, exp.plan.gamma, 200 if smoke else 20_000)
 
 
-def behaviour(exp: Experiment, seeds: tuple[int, ...]) -> Callable:
-    """The data's behaviour policies: rollout i acts by the i-th snapshot, from the first again after the last."""
-    chosen = regenerated.recipe(exp.data.task, exp.data.quality).snapshots
-    policies = [policy(exp.data.task, chosen[i % len(chosen)]) for i in range(len(seeds))]
-    rng = np.random.default_rng([exp.data.seed, *seeds])
-    return lambda states, rows: np.concatenate([policies[r](s[None], rng) for r, s in zip(rows, states, strict=True)])
+def behaviour(exp: Experiment, seeds: Sequence[int]) -> Callable:
+    """Return the data's behaviour policies: rollout i acts by the i-th snapshot, then from the first again.
+
+    -> a function (states (E, N), rows (E,)) -> actions (E, M).  Each rollout has random numbers from its own seed.
+    """
+    snapshots = regenerated.recipe(exp.data.task, exp.data.quality).snapshots
+    acts = [policies.policy(exp.data.task, snapshots[i % len(snapshots)]) for i in range(len(seeds))]
+    rngs = [np.random.default_rng([exp.data.seed, seed]) for seed in seeds]
+    return lambda states, rows: np.concatenate(
+        [acts[row](state[None], rngs[row]) for row, state in zip(rows, states, strict=True)]
+    )
+
+
+# -- rows --------------------------------------------------------------------------------------------------
+
+
+def step_rows(runs: list[stepping.Rollout], log_density: list | None = None) -> pd.DataFrame:
+    """Return one row for each step of each rollout.
+
+    Columns: rollout_seed, t, reward, terminal, diverged, predicted (the plan's value), log_density (of the action, in
+    nats).
+    """
+    log_density = log_density or [np.nan] * len(runs)
+    return pd.concat([
+        pd.DataFrame({"rollout_seed": run.seed, "t": np.arange(len(run.rewards)), "reward": run.rewards,
+                      "terminal": run.terminal, "diverged": run.diverged,
+                      "predicted": run.record.get("value", np.nan), "log_density": density})
+        for run, density in zip(runs, log_density, strict=True)
+    ])  # fmt: skip
 
 
 def rollout_rows(
-    runs: list[control.Rollout], exp: Experiment, method: str, setting: str, model_seed: int = 0
+    steps: pd.DataFrame, exp: Experiment, method: str, setting: str, model_seed: int = 0, **columns
 ) -> list[dict]:
-    """Rows of `table1_rollouts.csv`."""
-    return [
-        {"dataset": exp.data.name, "source": exp.data.source, "method": method, "profile": exp.profile,
-         "setting": setting, "model_seed": model_seed, "rollout_seed": run.seed, "return": run.total,
-         "score": tasks.score(exp.data.task, run.total), "length": len(run.rewards), "fell": run.terminal,
-         "diverged": run.diverged}
-        for run in runs
-    ]  # fmt: skip
+    """Return rows of `table1_rollouts.csv` from `step_rows`, one for each rollout."""
+    rows = []
+    for seed, part in steps.groupby("rollout_seed", sort=False):
+        total = float(part.reward.sum())
+        rows.append(
+            {"dataset": exp.data.name, "source": exp.data.source, "method": method, "profile": exp.profile,
+             "setting": setting, "model_seed": model_seed, "rollout_seed": seed, "return": total,
+             "score": tasks.score(exp.data.task, total), "length": len(part), "fell": bool(part.terminal.iloc[0]),
+             "diverged": bool(part.diverged.iloc[0])} | columns
+        )  # fmt: skip
+    return rows
 
 
-def value_rows(runs: list[control.Rollout], exp: Experiment, method: str = "tto") -> list[dict]:
-    """The value each plan predicted beside the discounted return that followed, per rollout and step.
+def value_rows(steps: pd.DataFrame, exp: Experiment, method: str = "tto", **columns) -> list[dict]:
+    """Return the value that each plan predicted beside the discounted return that followed, for every fifth step.
 
-    A fall counts what the model was told it costs.  Where the time limit ended the episode its last 200 steps are
-    left out: the return that would have followed is not known there.
+    A fall counts what the model was told that it costs.  Where the time limit ended the episode, its last
+    UNKNOWN_STEPS steps are left out: the return that would have followed is not known there.
     """
-    rows, told = [], exp.bins.terminal_reward
-    for run in runs:
-        rewards = np.array(run.rewards)
-        if run.terminal and told is not None and method == "tto":
-            rewards[-1] = told
+    rows = []
+    for seed, part in steps.groupby("rollout_seed", sort=False):
+        rewards, terminal = part.reward.to_numpy(copy=True), bool(part.terminal.iloc[0])
+        if terminal and exp.bins.terminal_reward is not None and method == "tto":
+            rewards[-1] = exp.bins.terminal_reward
         achieved = data.reward_to_go(rewards, np.array([0, len(rewards)]), exp.bins.gamma)
-        known = len(rewards) - (0 if run.terminal else 200 if exp.size != "smoke" else 4)
+        known = len(rewards) - (0 if terminal else UNKNOWN_STEPS if exp.size != "smoke" else 4)
         rows += [
-            {"dataset": exp.data.name, "method": method, "profile": exp.profile, "rollout_seed": run.seed, "t": t,
-             "predicted": run.record["value"][t], "achieved": achieved[t]}
+            {"dataset": exp.data.name, "method": method, "profile": exp.profile, "rollout_seed": seed, "t": t,
+             "predicted": part.predicted.iloc[t], "achieved": achieved[t]} | columns
             for t in range(0, max(known, 0), 5)
         ]  # fmt: skip
     return rows
 
 
+def action_log_density(exp: Experiment, runs: list[stepping.Rollout]) -> list[np.ndarray]:
+    """Return log p(a | s) of the actions taken, as densities in nats, (T,) for each rollout.
+
+    The experiment's model scores them, which sees the current state alone.
+    """
+    loaded = store.load_or_train(exp)
+    tokens, transition = loaded.tokenizer.to("cpu"), exp.model.transition
+    log_width, densities = tokens.width[transition.action].log(), []
+    for run in runs:
+        states, actions = (torch.as_tensor(np.array(x)) for x in (run.states[: len(run.actions)], run.actions))
+        ids = torch.cat([tokens.encode(states, transition.state), tokens.encode(actions, transition.action)], 1)
+        with torch.inference_mode():
+            nats = torch.cat([token_nats(loaded.model, part.to(store.device())) for part in ids.split(256)]).cpu()
+        bins = ids[:, transition.action] - tokens.offset[transition.action]
+        widths = log_width.gather(1, bins.T).T
+        densities.append((-nats[:, transition.N - 1 :] - widths).sum(1).numpy())
+    return densities
+
+
+# -- sets --------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class RolloutSet:
-    """Rollouts of one method with one setting.  scorer: the model whose density of the chosen actions is wanted."""
+    """Rollouts of one method of METHODS on one dataset, for `seeds`, made in one batch.
+
+    setting: a label for readers; variant: what rules of the ledger ask for ("main", "no_reward_to_go", ...);
+    scorer: the experiment whose model scores the actions taken; noise: as in `ablations.Noisy`.
+    """
 
     exp: Experiment
-    method: str  # of `stages.act`
+    method: str
     setting: str
     seeds: tuple[int, ...]
     model_seed: int = 0
     scorer: Experiment | None = None
+    variant: str = "main"
+    propose: Callable | None = None
+    read: Callable | None = None
 
     @property
     def transformer(self) -> bool:
@@ -150,125 +229,109 @@ class RolloutSet:
 
     @property
     def models(self) -> list[Experiment]:
-        """Those that it needs."""
+        """The experiments whose models it needs."""
         return [self.exp] * self.transformer + [self.scorer] * (self.scorer is not None)
 
     @property
     def profile(self) -> str:
         return self.exp.profile if self.transformer else "any"
 
-    def steps(self) -> pd.DataFrame:
-        """One row a step of each rollout: rollout_seed, t, reward, terminal, diverged, predicted (value of the plan)
-        and log_density (nats, of the action).  Kept by content, so that a killed run loses one of these at most."""
-
-        def make() -> pd.DataFrame:
-            runs = run_rollouts(self.exp, self.method, self.seeds, self.model_seed)
-            density = action_log_density(self.scorer, runs) if self.scorer else [np.nan] * len(runs)
-            return pd.concat([
-                pd.DataFrame({"rollout_seed": run.seed, "t": np.arange(len(run.rewards)), "reward": run.rewards,
-                              "terminal": run.terminal, "diverged": run.diverged,
-                              "predicted": run.record.get("value", np.nan), "log_density": found})
-                for run, found in zip(runs, density, strict=True)
-            ])  # fmt: skip
-
-        name, config = self.recipe()
-        return results.table(name, self.exp.size, make, config, _inputs([self]), public=False)
+    @property
+    def hooks(self) -> dict:
+        """The hooks of `search.maximise` that differ from its own."""
+        given = {"propose": self.propose, "read": self.read}
+        return {name: hook for name, hook in given.items() if hook is not None}
 
     def recipe(self) -> tuple[str, dict]:
-        """Name and config of the table of its steps."""
+        """Return name and config of the table of its steps."""
         known = self.exp if self.transformer else [self.exp.data, self.exp.size]
         if self.method == "random_shooting":
-            known = [*known, experiments.SHOOTING, replace(self.exp.plan, cdf=0.0)]  # it filters nothing
+            known = [*known, experiments.SHOOTING, replace(self.exp.plan, drop_probability=0.0)]  # it filters nothing
         config = {"of": known, "method": self.method, "seeds": self.seeds, "model_seed": self.model_seed}
+        config |= {name: [type(hook).__name__, hook] for name, hook in self.hooks.items()}
         return "-".join(("rollouts", self.exp.data.name, self.method, self.profile)), config
 
+    def inputs(self) -> dict[str, str]:
+        """Return the keys of the models, or else of the data, that it is computed from."""
+        return store.inputs(self.models or [self.exp.data])
+
     def file(self) -> Path | None:
-        """Where its steps are kept; None as long as a model is not there, whose weights are in the file's name."""
+        """Return where its steps are kept; None while a model is missing, whose weights are in the file's name."""
         if any(store.checkpoint_folder(exp) is None for exp in self.models):
             return None
         name, config = self.recipe()
-        return results.table_file(name, self.exp.size, config, keys([self]))
+        return results.table_file(name, self.exp.size, config, self.inputs(), ROLLOUT_STAGE)
 
-    def inputs(self) -> dict[str, str]:
-        return {e.label: store.weights_key(e) for e in self.models} or {"data": store.data_key(self.exp.data)}
+    def steps(self) -> pd.DataFrame:
+        """Return `step_rows` of its rollouts.  They are kept, so a killed run loses at most one of these sets."""
 
-    def rollouts(self) -> list[control.Rollout]:
-        """The rollouts again, without their states and actions."""
-        return [
-            control.Rollout(seed, rewards=rows.reward.tolist(), record={"value": rows.predicted.tolist()},
-                            terminal=bool(rows.terminal.iloc[0]), diverged=bool(rows.diverged.iloc[0]))
-            for seed, rows in self.steps().groupby("rollout_seed", sort=False)
-        ]  # fmt: skip
+        def make() -> pd.DataFrame:
+            runs = run_rollouts(self.exp, self.method, self.seeds, self.model_seed, hooks=self.hooks)
+            return step_rows(runs, action_log_density(self.scorer, runs) if self.scorer else None)
 
-    def scores(self) -> list[dict]:
-        """Rows of `table1_rollouts.csv`, but for their demonstrator."""
-        method = "tto" if self.transformer else self.method
-        rows = rollout_rows(self.rollouts(), self.exp, method, self.setting, self.model_seed)
-        return [row | {"profile": self.profile} for row in rows]
+        name, config = self.recipe()
+        return results.table(name, self.exp.size, make, config, self.inputs(), ROLLOUT_STAGE, public=False)
+
+    def settings(self) -> dict:
+        """Return the columns that say how it acts; NaN where one does not apply."""
+        plan, planned = self.exp.plan, self.method == "tto"
+        shot = self.method == "random_shooting"
+        return {
+            "variant": self.variant,
+            "context": self.exp.context if self.transformer else np.nan,
+            "horizon": plan.horizon if planned or shot else self.exp.horizon if self.transformer else np.nan,
+            "beam_width": plan.beam_width if planned else self.exp.width if self.method == "imitation" else np.nan,
+            "expansions": plan.expansions if planned else np.nan,
+            "sequences": plan.beam_width * plan.expansions if shot else np.nan,
+            "noise": getattr(self.read, "noise", 0.0) if planned else np.nan,
+        }
 
     def rows(self) -> list[dict]:
-        """Rows of `table1_rollouts.csv`; demonstrator: the mean return of the dataset's episodes."""
-        demonstrator = store.dataset(self.exp.data).returns.mean()
-        return [row | {"demonstrator": demonstrator} for row in self.scores()]
+        """Return rows of `table1_rollouts.csv`."""
+        method = "tto" if self.transformer else self.method
+        columns = self.settings() | {"profile": self.profile}
+        return rollout_rows(self.steps(), self.exp, method, self.setting, self.model_seed, **columns)
 
 
-def action_log_density(exp: Experiment, runs: list[control.Rollout]) -> list[np.ndarray]:
-    """log p(a | s) of the actions taken, as densities in nats, by a model that sees the current state alone."""
-    loaded = store.load_or_train(exp)
-    fitted, transition = loaded.tokenizer.to("cpu"), exp.model.transition
-    width, found = fitted.width[transition.action].log(), []
-    for run in runs:
-        states, actions = (torch.as_tensor(np.array(x)) for x in (run.states[: len(run.actions)], run.actions))
-        ids = torch.cat([fitted.encode(states, transition.state), fitted.encode(actions, transition.action)], 1)
-        with torch.inference_mode():  # not around all of it: the model may have to be trained first
-            parts = [train.token_nats(loaded.model, part.to(store.device())) for part in ids.split(256)]
-        bins = ids[:, transition.action] - fitted.offset[transition.action]
-        widths = width.gather(1, bins.T).T
-        found.append((-torch.cat(parts).cpu()[:, transition.N - 1 :] - widths).sum(1).numpy())
-    return found
-
-
-def planning(exp: Experiment, name: str = "", **options) -> RolloutSet:
+def planning(exp: Experiment, setting: str = "", **options) -> RolloutSet:
+    """Return the rollouts of planning for reward."""
     plan = exp.plan
-    setting = name or f"horizon {plan.horizon}, {plan.plans} x {plan.candidates}"
-    return RolloutSet(exp, "tto", setting, exp.seeds, exp.train.seed, **options)
+    label = setting or f"horizon {plan.horizon}, beam width {plan.beam_width}, {plan.expansions} expansions"
+    return RolloutSet(exp, "tto", label, exp.seeds, exp.train.seed, **options)
 
 
 def cloning(exp: Experiment, method: str, setting: str) -> list[RolloutSet]:
+    """Return the rollouts of behaviour cloning, one set for each model seed."""
     return [RolloutSet(exp, method, setting, e.seeds, e.train.seed) for e in experiments.models(exp)]
 
 
-def table(name: str, size: str, runs: list[RolloutSet]) -> pd.DataFrame:
-    """A public table of rollouts, one row each; an estimate is printed first, and progress is shown."""
+def table(name: str, size: str, sets: list[RolloutSet]) -> pd.DataFrame:
+    """Return a public table of rollouts, one row each.  An estimate is printed first, and progress is shown.
+
+    demonstrator: the mean return of the dataset's episodes.
+    """
 
     def make() -> pd.DataFrame:
-        print(f"Transformers' rollouts take {expected_minutes(runs):.0f} minutes here if no robot falls", flush=True)
-        return pd.DataFrame([row for run in tqdm(runs, desc=name, unit="setting") for row in run.rows()])
+        results.say(f"the Transformers' rollouts take {expected_minutes(sets):.0f} minutes here if no robot falls")
+        rows = []
+        for rollout_set in tqdm(sets, desc=name, unit="setting"):
+            demonstrator = store.dataset(rollout_set.exp.data).returns.mean()
+            rows += [row | {"demonstrator": demonstrator} for row in rollout_set.rows()]
+        return pd.DataFrame(rows)
 
-    return results.table(name, size, make, {"runs": runs}, _inputs(runs))
-
-
-def _inputs(runs: list[RolloutSet]) -> dict[str, str]:
-    """`keys`, for which models that are missing are trained first."""
-    for run in runs if places.mode() != "book" else []:
-        for exp in run.models:
-            if store.checkpoint_folder(exp) is None:
-                store.load_or_train(exp)
-    return keys(runs)
+    return store.table(name, size, make, sets, stage=ROLLOUT_STAGE)
 
 
-def keys(runs: list[RolloutSet]) -> dict[str, str]:
-    """Of the weights that runs are computed from."""
-    return {key: value for run in runs for key, value in run.inputs().items() if key != "data"}
-
-
-def expected_minutes(runs: list[RolloutSet]) -> float:
-    """What the Transformers' rollouts take: one decision of each timed, for episodes of full length."""
+def expected_minutes(sets: list[RolloutSet]) -> float:
+    """Return what the Transformers' rollouts that are missing take, from one timed decision of each set."""
     seconds = 0.0
-    for run in (run for run in runs if run.transformer):
-        env = simulator(run.exp.data, run.exp.size)
-        states = np.stack([env.reset(seed=seed)[0] for seed in run.seeds])
-        agent = transformer_agent(run.exp, run.method, run.seeds[0])
+    for rollout_set in sets:
+        if not rollout_set.transformer or rollout_set.file().exists():
+            continue
+        env = simulator(rollout_set.exp.data, rollout_set.exp.size)
+        states = np.stack([env.reset(seed=seed)[0] for seed in rollout_set.seeds])
+        agent = transformer_agent(rollout_set.exp, rollout_set.method, rollout_set.hooks)
+        agent.reset(rollout_set.seeds)
         start = time.perf_counter()
         agent.act(states)
         seconds += tasks.MAX_STEPS * (time.perf_counter() - start)

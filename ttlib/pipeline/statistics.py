@@ -1,11 +1,14 @@
-"""Intervals."""
+"""Intervals of means and of proportions."""
 
 import numpy as np
 
 
 def bootstrap(*groups: np.ndarray, level: float = 0.9, samples: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of (n,) independent values; of several groups, of the mean of their
-    means, each drawn anew from its own values (stratified, as in Agarwal et al. 2021)."""
+    """Return a percentile bootstrap interval of the mean of independent values (n,).
+
+    With several groups it is the interval of the mean of their means.  Each group is resampled from its own values
+    (stratified, as in Agarwal et al. 2021).  Raises ValueError for an empty group.
+    """
     if not groups or not all(len(x) for x in groups):
         raise ValueError("no values to bootstrap; at least one is needed in each group")
     rng, groups = np.random.default_rng(seed), [np.asarray(x, float) for x in groups]
@@ -14,7 +17,7 @@ def bootstrap(*groups: np.ndarray, level: float = 0.9, samples: int = 10_000, se
 
 
 def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a proportion."""
+    """Return the Wilson score interval of a proportion.  Raises ValueError unless 0 <= successes <= n and n > 0."""
     from scipy.stats import norm
 
     if not 0 <= successes <= n or n == 0:

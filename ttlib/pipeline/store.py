@@ -1,65 +1,68 @@
-"""Datasets and models, each found by the content that made it, else made."""
+"""Datasets, models and tables, each found by the content that made it, else made."""
 
 import functools
 import hashlib
+import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
-from ttlib import checkpoint, data, files, tokenizer, train
+from ttlib import checkpoint, data, tokenizer, train
+from ttlib.baselines import ensemble
 from ttlib.checkpoint import Checkpoint
-from ttlib.data import Episodes, Windows
-from ttlib.datasets import hdf5, official, own, regenerated
+from ttlib.data import MASKED, Episodes, Windows
+from ttlib.datasets import arrays, hdf5, official, own, regenerated
 from ttlib.environments import four_rooms, policies, tasks
-from ttlib.model import GPT
-from ttlib.pipeline import keys, places, provenance, results
-from ttlib.pipeline.experiments import DataConfig, Experiment
-from ttlib.pipeline.places import mode
+from ttlib.model import GPT, loss
+from ttlib.pipeline import cpu_training, keys, packing, places, provenance, results
+from ttlib.pipeline.experiments import DataConfig, EnsembleFit, Experiment
+from ttlib.pipeline.resume import Resume
+from ttlib.tokenizer import Tokenizer
 
 # Raised by hand when the meaning of a stage changes, so that tidying code retrains nothing.
-DATA_STAGE, MODEL_STAGE = 1, 1
-
-
+DATA_STAGE, MODEL_STAGE, ENSEMBLE_STAGE = 1, 1, 2
 REGENERATED = (places.BUILD if os.environ.get("TTLIB_BUILD") else places.ROOT / "data") / "regenerated"
-
-
 SHIPPED = places.ROOT / "data" / "checkpoints"
-
-
 TRAINED = places.BUILD / "checkpoints"
+ACTION_RANGE = (-1.0, 1.0)  # of every robot; the humanoid's is narrower still
 
 
-ACTION_RANGE = (-1.0, 1.0)  # of every task of the book; the humanoid's is narrower still
+def device() -> torch.device:
+    """Return where models run."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+# -- datasets ----------------------------------------------------------------------------------------------
 
 
 def policy_keys(task: str, quality: str) -> list:
-    """What a dataset is made by: content hashes of the snapshots, and how they are rolled out where not as usual."""
-    made = regenerated.recipe(task, quality)
-    usual = made == regenerated.Recipe(made.snapshots)
-    steps = [f"uniform-{step}" if step == 0 else _snapshot_key(task, step) for step in made.snapshots]
-    return steps if usual else [*steps, made]
-
-
-def _snapshot_key(task: str, step: int) -> str:
-    return keys.file_key(policies.POLICIES / task / f"step_{step:07d}.npz")
+    """Return what makes a dataset: hashes of the policies, and the recipe where it is not the usual one."""
+    recipe = regenerated.recipe(task, quality)
+    made_by = [
+        f"uniform-{step}" if step == 0 else keys.file_key(policies.POLICIES / task / f"step_{step:07d}.npz")
+        for step in recipe.snapshots
+    ]
+    usual = recipe == regenerated.Recipe(recipe.snapshots)
+    return made_by if usual else [*made_by, recipe]
 
 
 def data_key(config: DataConfig) -> str:
-    """Of the recipe, never of the bytes: simulators differ in the last bits between machines."""
+    """Return the key of a dataset's recipe, never of its bytes: simulators differ in the last bits."""
     if config.official:
         return keys.key("data", DATA_STAGE, official.published(config.name))
     made_by = [policy_keys(config.task, config.quality)] if config.task in tasks.TASKS else []
-    recipe = {k: v for k, v in keys.plain(config).items() if k not in ("held_out", "hidden")}
+    recipe = {k: v for k, v in keys.plain(config).items() if k not in ("held_out", "mask_probability")}
     return keys.key("data", DATA_STAGE, recipe, made_by)
 
 
 def dataset_file(config: DataConfig) -> Path:
-    """The dataset's file, generated (an official one: downloaded) first where it is not there."""
+    """Return the dataset's file; it is generated, or downloaded if it is official, where it is missing."""
     if config.official:
         return official.fetch(config.name)
     path = REGENERATED / f"{config.name}-{data_key(config)}.hdf5"
@@ -74,7 +77,9 @@ def dataset_file(config: DataConfig) -> Path:
 
 
 def _generate(config: DataConfig, path: Path) -> None:
-    print(f"{config.name}: generating {config.steps:,} {'trajectories' if config.task == 'four-rooms' else 'steps'}")
+    """Make a dataset that is not official."""
+    unit = "trajectories" if config.task == "four-rooms" else "steps"
+    results.say(f"{config.name}: generating {config.steps:,} {unit}")
     if config.task == "four-rooms":
         hdf5.write(path, four_rooms.demonstrations(config.steps, config.seed, config.excluded_pairs))
     elif config.task == "pendulum":
@@ -83,104 +88,157 @@ def _generate(config: DataConfig, path: Path) -> None:
         regenerated.regenerate(path, config.task, config.quality, config.steps, config.seed, config.physics)
 
 
-def keep(name: str, arrays: Mapping[str, np.ndarray], action_range: tuple[float, float] | None = None) -> DataConfig:
-    """Check arrays of your own, keys as in `data`, and write them where `dataset` finds them, by their content.
+def keep(name: str, given: Mapping[str, np.ndarray], action_range: tuple[float, float] | None = None) -> DataConfig:
+    """Check arrays of your own, with D4RL's names, and write them where `dataset` finds them by their content.
 
-    Raises as `data.episodes` does, and ValueError for a name that a file cannot have.
+    Raises ValueError as `arrays.episodes` does, and for a name that a file cannot have.
     """
     if not re.fullmatch(r"[\w.-]+", name):
         raise ValueError(f"dataset name {name!r}; expected letters, digits, '.', '_' and '-' alone")
-    data.episodes(arrays, action_range)
-    arrays, digest = {key: np.ascontiguousarray(arrays[key]) for key in data.KEYS}, hashlib.sha256()
-    for array in arrays.values():
+    arrays.episodes(given, action_range)
+    given, digest = {key: np.ascontiguousarray(given[key]) for key in arrays.KEYS}, hashlib.sha256()
+    for array in given.values():
         digest.update(f"{array.dtype} {array.shape}".encode())
         digest.update(array)
-    config = DataConfig("own", f"{name}-{digest.hexdigest()[:16]}", len(arrays["rewards"]))
+    config = DataConfig("own", f"{name}-{digest.hexdigest()[:16]}", len(given["rewards"]))
     path = REGENERATED / f"{config.name}-{data_key(config)}.hdf5"
     if not path.exists():
-        hdf5.write(path, arrays)
+        hdf5.write(path, given)
     return config
 
 
 def action_range(config: DataConfig) -> tuple[float, float] | None:
-    """Where a dataset's actions must lie; None where that is not known, or was checked when they were made."""
+    """Return where a dataset's actions must lie; None where that is not known."""
     return None if config.task in ("own", "pendulum") else ACTION_RANGE
 
 
 @functools.lru_cache(maxsize=4)
 def dataset(config: DataConfig) -> Episodes:
-    """The dataset in memory."""
-    found = hdf5.load(dataset_file(config), action_range(config))
-    return found.hide(config.hidden, config.seed) if config.hidden else found
+    """Return the dataset in memory."""
+    return _masked(hdf5.load(dataset_file(config), action_range(config)), config)
 
 
-def windows(exp: Experiment) -> tuple[Windows, Windows]:
-    """Training and held-out windows; bins are fitted to the training episodes alone."""
-    return windows_of(dataset_file(exp.data), exp)
+def _masked(episodes: Episodes, config: DataConfig) -> Episodes:
+    """Return episodes with the masks of a partially observed dataset."""
+    return arrays.mask_states(episodes, config.mask_probability, config.seed) if config.mask_probability else episodes
 
 
-def windows_of(path: Path, exp: Experiment) -> tuple[Windows, Windows]:
-    """`windows` of a file, which is read a chunk at a time and need not fit into memory."""
+def split(config: DataConfig) -> tuple[Episodes, Episodes]:
+    """Return the training and the held-out episodes of a dataset."""
+    episodes = dataset(config)
+    return tuple(episodes.select(part) for part in episodes.split(config.held_out, config.seed))
+
+
+def windows(exp: Experiment, path: Path | None = None) -> tuple[Windows, Windows]:
+    """Return training and held-out windows of a file, by default the experiment's dataset.
+
+    Bins are fitted to the training episodes alone.  The file is read in chunks and need not fit into memory.
+    """
     transition, bins = exp.model.transition, exp.bins
-    with hdf5.opened(path, action_range(exp.data)) as episodes:
-        if exp.data.hidden:
-            episodes = episodes.hide(exp.data.hidden, exp.data.seed)
-        steps = data.steps(episodes, transition, bins.gamma, bins.include_current, bins.terminal_reward)
-        parts = episodes.parts(exp.data.held_out, exp.data.seed)
-        columns = steps.columns(episodes.rows(parts[0]))
-        fitted = tokenizer.fit_columns(columns, transition, bins.V, bins.kind, bins.V_rest)
+    with hdf5.opened(path or dataset_file(exp.data), action_range(exp.data)) as episodes:
+        episodes = _masked(episodes, exp.data)
+        steps = data.steps(episodes, transition, bins.gamma, bins.reward_in_R, bins.terminal_reward)
+        parts = episodes.split(exp.data.held_out, exp.data.seed)
+        training = episodes.rows(parts[0])
+        fitted = tokenizer.fit(steps.columns(training), transition, bins.V, bins.kind)
+        if bins.V_rest:
+            fitted = coarser(fitted, tokenizer.fit(steps.columns(training), transition, bins.V_rest, bins.kind))
         options = {"action_weight": bins.action_weight, "goal": exp.goal, "markov": exp.markov}
-        return tuple(data.part_windows(episodes, parts, steps, fitted, exp.model.T, **options))
+        return tuple(data.windows(episodes, steps, fitted, exp.model.T, parts, **options))
+
+
+def coarser(fine: Tokenizer, coarse: Tokenizer) -> Tokenizer:
+    """Return `fine` quantile bins for states with the fewer `coarse` ones for actions and rewards."""
+    if fine.kind != "quantile" or coarse.V > fine.V:
+        raise ValueError(f"V_rest = {coarse.V} of {fine.V} {fine.kind} bins; expected at most V, of quantile bins")
+    edges, centres, N = fine.edges.clone(), fine.centres.clone(), fine.transition.N
+    edges[N:], centres[N:] = torch.inf, coarse.centres[N:, -1:]
+    edges[N:, : coarse.V + 1], centres[N:, : coarse.V] = coarse.edges[N:], coarse.centres[N:]
+    return Tokenizer(fine.transition, fine.V, fine.kind, edges, centres)
+
+
+# -- models ------------------------------------------------------------------------------------------------
 
 
 def model_key(exp: Experiment) -> str:
-    later = [exp.data.hidden, exp.markov] if exp.data.hidden or exp.markov else []
-    return keys.key(
-        "model", MODEL_STAGE, data_key(exp.data), exp.data.held_out, exp.bins, exp.model, exp.train, exp.goal, *later
-    )
+    """Return the key of what makes a model: data, bins, sizes, training."""
+    of = {"data": data_key(exp.data), "held_out": exp.data.held_out, "mask": exp.data.mask_probability}
+    return keys.key("model", MODEL_STAGE, of, exp.bins, exp.model, exp.train, exp.goal, exp.markov)
 
 
-def checkpoint_folder(exp: Experiment) -> Path | None:
-    """Where a model of this key lies: shipped (but not in mode scratch), or trained here; None if nowhere."""
-    shipped = SHIPPED / f"{exp.label}-{exp.size}"
-    places = [TRAINED / f"{exp.label}-{exp.size}-{model_key(exp)}"]
-    if mode() != "scratch":
-        places.insert(0, shipped)
-    for folder in places:
-        if (folder / "config.json").exists() and checkpoint.about(folder)["key"] == model_key(exp):
+def ensemble_key(fit: EnsembleFit) -> str:
+    """Return the key of what makes an ensemble."""
+    of = {"data": data_key(fit.data), "held_out": fit.data.held_out, "mask": fit.data.mask_probability}
+    return keys.key("ensemble", ENSEMBLE_STAGE, of, fit.config)
+
+
+def name_and_key(item: Experiment | EnsembleFit) -> tuple[str, str]:
+    """Return the name of a model's folder and its key."""
+    key = ensemble_key(item) if isinstance(item, EnsembleFit) else model_key(item)
+    return f"{item.label}-{item.size}", key
+
+
+def trained_folder(item: Experiment | EnsembleFit) -> Path:
+    """Return where a model trained here lies, or will lie."""
+    return TRAINED / "-".join(name_and_key(item))
+
+
+def checkpoint_folder(item: Experiment | EnsembleFit) -> Path | None:
+    """Return where the model lies: shipped (but not in mode scratch) or trained here; None if it is nowhere."""
+    name, key = name_and_key(item)
+    folders = sorted(TRAINED.glob(f"*-{key}"))  # whatever the name under which it was trained
+    if places.mode() != "scratch":
+        folders.insert(0, SHIPPED / name)
+    for folder in folders:
+        if (folder / "config.json").exists() and about(folder).get("key") == key:
             return folder
     return None
 
 
-def load_or_train(exp: Experiment) -> Checkpoint:
-    """The experiment's model: shipped or trained before, else trained now, resumable, with a progress bar."""
-    folder = checkpoint_folder(exp)
-    if folder is not None:
-        loaded = checkpoint.load(folder, device())
-        print(
-            f"{exp.label}: model loaded from {places.shown(folder)}, "
-            f"{loaded.about['held_out_all']:.3f} held-out nats a token"
-        )
-        return loaded
+def about(folder: Path) -> dict:
+    """Return the notes of a checkpoint or an ensemble.  Raises ValueError if they cannot be read."""
+    try:
+        return json.loads((folder / "config.json").read_text())["about"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder} is not a readable checkpoint ({error!r}): delete it and run `make all`") from error
+
+
+def _found_or_made(item: Experiment | EnsembleFit, make: Callable[[Path], None]) -> Path:
+    """Return the folder of a model, which is trained where it is missing.  Raises FileNotFoundError in mode book."""
+    if (folder := checkpoint_folder(item)) is not None:
+        return folder
     if places.mode() == "book":
-        raise FileNotFoundError(f"no checkpoint of {exp.label} at size {exp.size}: run `make all` first")
-    folder = TRAINED / f"{exp.label}-{exp.size}-{model_key(exp)}"
-    train_model(exp, folder)
-    return checkpoint.load(folder, device())
+        raise FileNotFoundError(f"no checkpoint of {item.label} at size {item.size}: run `make all` first")
+    folder = trained_folder(item)
+    make(folder)
+    return folder
+
+
+def load_or_train(exp: Experiment) -> Checkpoint:
+    """Return the experiment's model: shipped or trained before, else trained now, with a progress bar.
+
+    A killed training continues where it was.  Raises FileNotFoundError where it is missing in mode book.
+    """
+    folder = _found_or_made(exp, lambda folder: train_model(exp, folder))
+    loaded = checkpoint.load(folder, device(), packing.weights(folder))
+    results.say(f"{exp.label}: {places.shown(folder)}, {loaded.about['held_out_all']:.3f} held-out nats per token")
+    return loaded
 
 
 def train_model(exp: Experiment, folder: Path) -> None:
-    """Train, round the weights to bf16, write the checkpoint with 64 held-out windows."""
+    """Train, round the weights to bf16, and write the checkpoint with 64 held-out windows."""
     training, held_out = windows(exp)
     tokens = exp.train.updates * exp.train.batch * training.length
-    print(f"{exp.label}: training on {tokens / 1e6:.1f} million tokens", flush=True)
+    results.say(f"{exp.label}: training on {tokens / 1e6:.1f} million tokens")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(exp.train.seed)
         model = GPT(exp.model).to(device())
-    curve = train.fit(model, training, exp.train, folder, held_out)
+    saved, attend = Resume(folder), cpu_training.faster(model)
+    curve = train.fit(model, training, exp.train, held_out, saved, attend=attend)
     checkpoint.round_weights(model)
-    start = torch.from_numpy(np.random.default_rng(0).choice(len(held_out), 64, replace=len(held_out) < 64))
-    about = {
+    start = np.random.default_rng(0).choice(len(held_out), 64, replace=len(held_out) < 64)
+    ids, weight = held_out.batch(torch.from_numpy(start))
+    notes = {
         "key": model_key(exp),
         "experiment": keys.plain(exp),
         "tokens": tokens,
@@ -189,33 +247,100 @@ def train_model(exp: Experiment, folder: Path) -> None:
         "held_out_by_dimension": [nats for nats, _ in train.by_dimension(model, held_out)],
         "seconds": round(sum(row["seconds"] for row in curve), 1),
     } | provenance.here()
-    ids, weight = held_out.batch(start)
-    checkpoint.save(folder, model.cpu(), held_out.tokenizer, about, ids, weight)
-    (folder / "resume.safetensors").unlink(missing_ok=True)
+    save(folder, model.cpu(), held_out.tokenizer, notes, ids, weight)
+    saved.path.unlink(missing_ok=True)
 
 
-def ship(exp: Experiment) -> Path:
-    """Copy the model trained here to data/checkpoints, where git keeps it."""
-    name = f"{exp.label}-{exp.size}"
-    return shipped(TRAINED / f"{name}-{model_key(exp)}", SHIPPED / name)
+@torch.inference_mode()
+def save(folder: Path, model: GPT, tokens: Tokenizer, notes: dict, ids: torch.Tensor, weight: torch.Tensor) -> None:
+    """Write a checkpoint with held-out ids and loss weights, (B, L) both, and the loss on them."""
+    notes = {**notes, "held_out_nats": loss(model.eval(), ids, weight).item()}
+    masked = ids >= tokens.V * tokens.transition.D
+    bins = (ids % tokens.V).masked_fill(masked, MASKED).to(torch.uint8)
+    extras = {"held_out.bins": bins, "held_out.weight": weight.bfloat16()}
+    checkpoint.save(folder, model, tokens, notes, extras)
 
 
-def shipped(source: Path, target: Path) -> Path:
-    """A folder under build/checkpoints copied to `target`, which it replaces, its weights packed."""
+def held_out(loaded: Checkpoint) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the held-out ids and loss weights, (B, L) both, that lie beside a model."""
+    bins, tokens, config = loaded.extras["held_out.bins"].long(), loaded.tokenizer.to("cpu"), loaded.model.config
+    dims = [tokens.transition.dimension(i, config.prefix) for i in range(bins.shape[1])]
+    ids = bins + tokens.offset[dims]
+    if config.masked:
+        ids = torch.where(bins == MASKED, tokens.mask_ids[dims], ids)
+    return ids, loaded.extras["held_out.weight"].float()
+
+
+@functools.lru_cache(maxsize=2)
+def load_or_fit(fit: EnsembleFit) -> tuple[ensemble.Ensemble, dict]:
+    """Return the ensemble and its notes: one-step errors, calibration and likelihood on held-out transitions."""
+    folder = _found_or_made(fit, lambda folder: fit_ensemble(fit, folder))
+    return ensemble.load(folder, device(), packing.weights(folder))
+
+
+def fit_ensemble(fit: EnsembleFit, folder: Path) -> None:
+    """Fit an ensemble, round the weights to fp16, and write it."""
+    training, held = map(ensemble.transitions, split(fit.data))
+    made, curve = ensemble.fit(training, held, fit.config, device())
+    checkpoint.round_weights(made, torch.float16)
+    scores = {name: np.asarray(value).tolist() for name, value in ensemble.diagnose(made, held).items()}
+    scores["linear_log_likelihood"] = ensemble.linear_log_likelihood(made, training, held)
+    ensemble.save(folder, made, {"key": ensemble_key(fit), "curve": curve, "held_out": scores} | provenance.here())
+
+
+def ship(item: Experiment | EnsembleFit) -> Path:
+    """Copy a model trained here to data/checkpoints, where git keeps it, with packed weights."""
+    source, target = trained_folder(item), SHIPPED / name_and_key(item)[0]
     if not (source / "config.json").exists():
         raise FileNotFoundError(f"{source} is missing: `make scratch` trains it")
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("resume*", "model.safetensors*"))
-    (target / files.PACKED).write_bytes(files.pack(files.weights(source)))
+    (target / packing.PACKED).write_bytes(packing.pack(packing.weights(source)))
     return target
 
 
-def weights_key(exp: Experiment) -> str:
-    """Of the weights themselves: what results are computed from."""
-    folder = checkpoint_folder(exp)
-    return hashlib.sha256(files.weights(folder)).hexdigest()[:16] if folder else model_key(exp)
+# -- results -----------------------------------------------------------------------------------------------
 
 
-def device() -> torch.device:
-    """Where models run."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def weights_key(item: Experiment | EnsembleFit) -> str:
+    """Return the hash of a model's weights, from which results are computed; it is trained first where missing."""
+    folder = checkpoint_folder(item)
+    if folder is None:
+        (load_or_fit if isinstance(item, EnsembleFit) else load_or_train)(item)
+        folder = checkpoint_folder(item)
+    return hashlib.sha256(packing.weights(folder)).hexdigest()[:16]
+
+
+def inputs(of: Iterable) -> dict[str, str]:
+    """Return the keys of what a result is computed from: weights of models, recipes of datasets.
+
+    of: experiments, ensembles, datasets, or things with a method `inputs` that answers for them.
+    """
+    found = {}
+    for item in of:
+        if isinstance(item, DataConfig):
+            found[item.name] = data_key(item)
+        elif isinstance(item, (Experiment, EnsembleFit)):
+            found[item.label] = weights_key(item)
+        else:
+            found |= item.inputs()
+    return found
+
+
+def table(
+    name: str,
+    size: str,
+    make: Callable[[], pd.DataFrame],
+    of: Iterable,
+    config: dict | None = None,
+    stage: int = 1,
+    public: bool = True,
+) -> pd.DataFrame:
+    """Return a table of results: read where its key is known, else made; see `results.table`.
+
+    of: what it is computed from, as in `inputs`; config: what else decides the numbers; stage: the number of the
+    code that computes it, raised by hand when its meaning changes.
+    """
+    of, draw_only = list(of), places.mode() == "book" and public
+    config = {"of": of, **(config or {})}
+    return results.table(name, size, make, config, {} if draw_only else inputs(of), stage, public)

@@ -1,41 +1,48 @@
-"""Figure 5: goals in four rooms, reached by likelihood alone."""
+"""Figure 5: agents that reach goals in the four rooms, and tables of their success."""
 
 import numpy as np
 import pandas as pd
 
 from ttlib import control
-from ttlib.baselines import cloning
-from ttlib.environments import four_rooms, tasks
+from ttlib.baselines import agents, cloning
+from ttlib.environments import four_rooms, stepping, tasks
 from ttlib.pipeline import experiments, statistics, store
 from ttlib.pipeline.experiments import Experiment
 
 
 def four_rooms_pairs(split: str, n: int, seed: int = 1000) -> tuple[np.ndarray, np.ndarray]:
-    """n unseen starts and goals, (n, 2) each: `seen` over all free space, `held_out` of the pairs never shown."""
+    """Return n starts and n goals that no model was trained on, (n, 2) each.
+
+    With split `seen` they come from all free space.  With `held_out` they come from the pairs of rooms that the
+    model of this split never saw.
+    """
     rng = np.random.default_rng([seed, 7])
-    every = [(a, b) for a in range(4) for b in range(4)]
-    excluded = [pair for pair in every if pair not in experiments.HELD_OUT_PAIRS] if split == "held_out" else ()
+    room_pairs = [(a, b) for a in range(4) for b in range(4)]
+    excluded = [pair for pair in room_pairs if pair not in experiments.HELD_OUT_PAIRS] if split == "held_out" else ()
     return four_rooms.sample_pairs(n, rng, excluded)
 
 
 def four_rooms_agent(model: str, exp: Experiment, goals: np.ndarray):
-    """An agent of `four_rooms_success.csv` for goals (n, 2)."""
+    """Return an agent for goals (n, 2), by its name in `four_rooms_success.csv`.
+
+    `straight` walks straight to the goal, and `goal_mlp` is the goal-conditioned MLP.  Any other name stands for the
+    Transformer of the experiment.  An agent steps all n rollouts in one batch.
+    """
     if model == "straight":
-        return control.FunctionAgent(lambda s, rows: four_rooms.straight(s, goals[rows]), len(goals))
+        return agents.FunctionAgent(lambda s, rows: four_rooms.straight(s, goals[rows]))
     if model == "goal_mlp":
         policy = goal_mlp(exp)
-        return control.FunctionAgent(lambda s, rows: policy.act(np.hstack([s, goals[rows]])), len(goals))
+        return agents.FunctionAgent(lambda s, rows: policy.act(np.hstack([s, goals[rows]])))
     loaded = store.load_or_train(exp)
-    choose = control.by_likelihood(exp.horizon, exp.width)
-    return control.TransformerAgent(
-        loaded.model, loaded.tokenizer, choose, exp.past, exp.horizon, goals if exp.goal else None
-    )
+    choose = control.ByLikelihood(exp.horizon, exp.width)
+    goals = goals if exp.goal else None
+    return control.TransformerAgent(loaded.model, loaded.tokenizer, choose, exp.context, goals)
 
 
 def goal_mlp(exp: Experiment) -> cloning.MLP:
-    """The goal-conditioned MLP: state and the episode's last state -> action."""
+    """Fit the goal-conditioned MLP: it maps a state and a goal, the last state of the episode, to an action."""
     inputs, actions = [], []
-    for part in store.dataset(exp.data).split(exp.data.held_out, exp.data.seed):
+    for part in store.split(exp.data):
         goals = np.repeat(part.states[part.starts[1:] - 1], part.lengths, axis=0)
         inputs.append(np.hstack([part.states, goals]))
         actions.append(part.actions)
@@ -43,15 +50,21 @@ def goal_mlp(exp: Experiment) -> cloning.MLP:
     return cloning.fit(inputs[0], actions[0], inputs[1], actions[1], seed=0, updates=updates)[0]
 
 
-def reach(agent, starts: np.ndarray, goals: np.ndarray, progress=None) -> list[control.Rollout]:
-    """Rollouts from starts to goals, (n, 2) each, all in one batch."""
+def reach(agent, starts: np.ndarray, goals: np.ndarray, progress=None) -> list[stepping.Rollout]:
+    """Run one rollout from each start to its goal, (n, 2) each, all in one batch."""
     options = [{"start": s, "goal": g} for s, g in zip(starts, goals, strict=True)]
-    return control.rollouts(tasks.four_rooms, agent, list(range(len(goals))), options, progress)
+    return stepping.rollouts(tasks.four_rooms, agent, list(range(len(goals))), options, progress)
 
 
-def success_table(runs: list[control.Rollout], starts: np.ndarray, goals: np.ndarray, **columns) -> pd.DataFrame:
-    """Rows of `four_rooms_success.csv`: success with a Wilson 95% interval and path length over the shortest
-    path to where the path ended (mean over successes), for all pairs (rooms_crossed = -1) and per rooms crossed."""
+def success_table(runs: list[stepping.Rollout], starts: np.ndarray, goals: np.ndarray, **columns) -> pd.DataFrame:
+    """Return the rows of `four_rooms_success.csv`: one for all pairs, and one for each number of rooms crossed.
+
+    rooms_crossed   -1 in the row for all pairs
+    n               the number of rollouts
+    success         the fraction of successes, with its Wilson 95% interval from low to high
+    path_ratio      path length divided by the length of the shortest path to where the path ended, the mean over
+                    successes
+    """
     success = np.array([run.terminal for run in runs])
     length = np.array([np.linalg.norm(np.diff(run.states, axis=0), axis=1).sum() for run in runs])
     ends = np.array([run.states[-1] for run in runs], np.float32)

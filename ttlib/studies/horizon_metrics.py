@@ -1,8 +1,11 @@
-"""Figure 2: log-likelihood of held-out states under the marginals that a model predicts at each step of a horizon.
+"""Figure 2: log-likelihood of held-out states under the marginals that a model predicts for each step of a horizon.
 
-A marginal is a table of bin masses (steps, N, V): the mean of a model's predictive distributions (scoring `mixture`)
-or the histogram of its samples (`histogram`).  Both are smoothed alike and scored on the same bins.  An ensemble has
-a plain density too (`density`).  Trajectories are (n, steps, N), without the fixed start, NaN after their end.
+A marginal is a table of bin masses (steps, N, V).  It is either the mean of a model's predictive distributions (scoring
+`mixture`) or the histogram of its samples (scoring `histogram`).  Both are smoothed in the same way and scored on the
+same bins.  An ensemble also has a density without bins (scoring `density`).
+
+Trajectories are arrays (n, steps, N) of states in raw units, NaN after their end.  They do not hold the state in which
+all of them start.  Scores are in nats.
 """
 
 import math
@@ -17,186 +20,212 @@ from ttlib.baselines import ensemble
 from ttlib.data import Episodes
 from ttlib.tokenizer import Tokenizer
 
-EVERY_SEED = -1  # in the column `seed`: all training seeds together
+EVERY_SEED = -1  # the value of the column `seed` in rows that pool all training seeds
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Uniform bins of the N state dimensions in raw units, edges (N, V + 1), and which of them vary, (N,) bool:
-    a constant has no density and is left out of every score."""
+    """The uniform bins of the N state dimensions in raw units.
+
+    edges    (N, V + 1)
+    varies   (N,) bool: which dimensions vary.  A constant has no density, so every score leaves it out.
+    """
 
     edges: np.ndarray
     varies: np.ndarray
 
     @property
     def width(self) -> np.ndarray:
-        """(N, V)"""
+        """Return the widths of the bins, (N, V)."""
         return np.diff(self.edges, axis=1)
 
     def bins(self, x: np.ndarray) -> np.ndarray:
-        """x (..., N) -> (..., N) bins in [0, V)."""
+        """Return the bins in [0, V) of states (..., N), in the same shape."""
         # Departs from the paper: the first and the last bin reach to infinity, where it has no mass at all.
         return np.stack([np.searchsorted(e[1:-1], x[..., i], side="right") for i, e in enumerate(self.edges)], -1)
 
     def out_of_range(self, x: np.ndarray) -> np.ndarray:
-        """Trajectories -> (steps,) share of their values outside [low, high)."""
+        """Return the fraction of the values of trajectories outside [low, high), (steps,)."""
         outside = ((x < self.edges[:, 0]) | (x >= self.edges[:, -1]))[..., self.varies].mean(2)
         return _mean(np.where(_alive(x), outside, np.nan))
 
 
 def grid(tokenizer: Tokenizer, states: np.ndarray) -> Grid:
-    """The bins of a tokenizer; states (n, N), those it was fitted to, say which dimensions vary.
+    """Return the bins of a tokenizer.  states (n, N), those that it was fitted to, tell which dimensions vary.
 
-    ValueError if the bins are not uniform, or if nothing varies.
+    Raises ValueError if the bins are not uniform, or if no dimension varies.
     """
     if tokenizer.kind != "uniform":
-        raise ValueError(f"bins of kind {tokenizer.kind!r}; expected 'uniform', on which all models are compared")
+        raise ValueError(
+            f"bins of kind {tokenizer.kind!r}; expected 'uniform', on which all models are compared: "
+            "fit the tokenizer with kind='uniform'"
+        )
     if not (varies := np.ptp(states, axis=0) > 0).any():
-        raise ValueError(f"all {states.shape[1]} state dimensions are constant: there is nothing to score")
+        raise ValueError(
+            f"all {states.shape[1]} state dimensions are constant; expected at least one that varies, "
+            "since a constant has no density: give more or other states"
+        )
     return Grid(tokenizer.edges[tokenizer.transition.state].cpu().numpy(), varies)
 
 
 def trajectories(data: Episodes, steps: int) -> np.ndarray:
-    """The states 1, ..., steps of every episode as trajectories, float64."""
-    found = np.full((len(data), steps + 1, data.states.shape[1]), np.nan)
-    for row, start, length in zip(found, data.starts[:-1], np.minimum(data.lengths, steps + 1), strict=True):
+    """Return the states 1, ..., steps of every episode as trajectories (episodes, steps, N), float64."""
+    states = np.full((len(data), steps + 1, data.states.shape[1]), np.nan)
+    for row, start, length in zip(states, data.starts[:-1], np.minimum(data.lengths, steps + 1), strict=True):
         row[:length] = data.states[start : start + length]
-    return found[:, 1:]
+    return states[:, 1:]
 
 
 def _alive(x: np.ndarray) -> np.ndarray:
+    """Return which states of trajectories exist and are finite, (n, steps) bool."""
     return np.isfinite(x).all(2)
 
 
 def alive(x: np.ndarray) -> np.ndarray:
-    """Trajectories -> (steps,) how many have not ended."""
+    """Return how many trajectories have not ended at each step, (steps,)."""
     return _alive(x).sum(0)
 
 
-def histogram(on: Grid, samples: np.ndarray, n: int | np.ndarray) -> np.ndarray:
-    """Masses (steps, N, V) of sampled trajectories: their number in each bin over n, a number or (steps,).
+def histogram(grid: Grid, samples: np.ndarray, n: int | np.ndarray) -> np.ndarray:
+    """Return the masses (steps, N, V) of sampled trajectories: the number of samples in each bin, divided by n.
 
-    A state with a value that is not finite is in no bin.  For a model n = len(samples), so that samples that
-    diverge lower its masses; for true rollouts n = alive(samples), as references are scored while they live.
+    n is a number or (steps,).  A state with a value that is not finite is in no bin.  For a model, n = len(samples):
+    samples that diverge then lower its masses.  For true rollouts, n = alive(samples), because references too are
+    scored only until they end.
     """
-    (_, steps, N), V, kept = samples.shape, on.width.shape[1], _alive(samples)
-    cells = on.bins(samples) + V * np.arange(N) + N * V * np.arange(steps)[:, None]
-    counts = np.bincount(cells[kept].ravel(), minlength=steps * N * V).reshape(steps, N, V)
+    (_, steps, N), V, living = samples.shape, grid.width.shape[1], _alive(samples)
+    cells = grid.bins(samples) + V * np.arange(N) + N * V * np.arange(steps)[:, None]
+    counts = np.bincount(cells[living].ravel(), minlength=steps * N * V).reshape(steps, N, V)
     return counts / np.maximum(_per_step(n), 1)
 
 
 def _per_step(n: int | np.ndarray) -> np.ndarray:
+    """Return n, a number or (steps,), in a shape that broadcasts with masses (steps, N, V)."""
     return np.asarray(n).reshape(-1, 1, 1)
 
 
-def log_likelihood(on: Grid, mass: np.ndarray, n: int | np.ndarray, references: np.ndarray) -> np.ndarray:
-    """log p of reference trajectories (k, steps, N) in nats, as a density in raw units -> (k, steps), NaN once ended.
+def log_likelihood(grid: Grid, mass: np.ndarray, n: int | np.ndarray, references: np.ndarray) -> np.ndarray:
+    """Return log p of reference trajectories (k, steps, N) as a density in raw units: (k, steps), NaN after their end.
 
-    mass (steps, N, V) from n samples, as in `histogram`.  Beside these one more sample is spread over all V bins,
-    so that none is empty: p = (n * mass + 1/V) / (n + 1).
+    mass (steps, N, V) comes from n samples, as in `histogram`.  One more sample is spread evenly over all V bins, so
+    that no bin is empty: p = (n * mass + 1/V) / (n + 1), divided by the width of the bin.
     """
     (steps, N, V), n = mass.shape, _per_step(n)
-    density = np.log((n * mass + 1 / V) / (n + 1)) - np.log(on.width)
-    found = density[np.arange(steps)[:, None], np.arange(N), on.bins(references)]
-    return np.where(_alive(references), found[..., on.varies].sum(2), np.nan)
+    density = np.log((n * mass + 1 / V) / (n + 1)) - np.log(grid.width)
+    log_p = density[np.arange(steps)[:, None], np.arange(N), grid.bins(references)]
+    return np.where(_alive(references), log_p[..., grid.varies].sum(2), np.nan)
 
 
-def oracle(on: Grid) -> float:
-    """Appendix B, all mass in the right bin: sum_i log(V / (high_i - low_i)).  No binned score exceeds it."""
-    return float(-np.log(on.width[on.varies].mean(1)).sum())
+def oracle(grid: Grid) -> float:
+    """Return the score of all mass in the right bin (Appendix B), which no binned score exceeds.
+
+    It is sum_i log(V / (high_i - low_i)).
+    """
+    return float(-np.log(grid.width[grid.varies].mean(1)).sum())
 
 
-def uniform(on: Grid) -> float:
-    """Equal mass in all bins, the floor: -sum_i log(high_i - low_i)."""
-    return float(-np.log(on.width[on.varies].sum(1)).sum())
+def uniform(grid: Grid) -> float:
+    """Return the score of equal mass in all bins: -sum_i log(high_i - low_i)."""
+    return float(-np.log(grid.width[grid.varies].sum(1)).sum())
 
 
 def bin_mass(edges: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """A mixture of Gaussians integrated over bins, each dimension for itself.
+    """Integrate a mixture of Gaussians over bins, one dimension at a time.
 
-    edges: (N, V + 1); the first and the last bin reach to infinity.  mean, std: (..., N), the mixture's equally
-    likely components; one that is not finite has no mass.  -> (N, V), rows that sum to the share that is finite.
+    edges: (N, V + 1); the first and the last bin reach to infinity.  mean, std: (..., N), those of the mixture's
+    equally likely components.  A component that is not finite has no mass.  Returns (N, V), whose rows sum to the
+    fraction of components that are finite.
     """
     mass = np.empty((len(edges), edges.shape[1] - 1))
     for i, edge in enumerate(edges):
         m, s = _finite(mean[..., i], std[..., i])
         # Departs from the paper: edge bins reach to infinity, so that what leaves the data's range keeps its mass.
         z = (np.concatenate([[-np.inf], edge[1:-1], [np.inf]]) - m[:, None]) / s[:, None]
-        # From the nearer tail: far out, 1 - P(x < edge) would have lost its digits.
+        # The nearer tail keeps its digits.  Far from the mean, 1 - P(x < edge) would lose them.
         tail, above = ndtr(-np.abs(z)), z > 0
-        around = above[:, 1:] & ~above[:, :-1]
-        whole = np.where(around, 1 - tail[:, 1:] - tail[:, :-1], np.abs(np.diff(tail)))
-        mass[i] = whole.sum(0) / mean[..., i].size
+        around = above[:, 1:] & ~above[:, :-1]  # the mean lies in this bin
+        inside = np.where(around, 1 - tail[:, 1:] - tail[:, :-1], np.abs(np.diff(tail)))
+        mass[i] = inside.sum(0) / mean[..., i].size
     return mass
 
 
 def marginal_log_density(x: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """The same mixture as a density.  x (n, N), mean, std (..., N) -> (n, N) nats, each dimension for itself."""
-    found = np.empty(x.shape)
+    """Return the log-density of a mixture of Gaussians at x (n, N), in nats: (n, N), one dimension at a time.
+
+    mean, std: (..., N), as in `bin_mass`.
+    """
+    density = np.empty(x.shape)
     for i in range(x.shape[1]):
         m, s = _finite(mean[..., i], std[..., i])
         log_p = ensemble.log_normal(x[:, i], m[:, None], s[:, None])
-        found[:, i] = logsumexp(log_p, axis=0) - math.log(mean[..., i].size) if len(m) else -np.inf
-    return found
+        density[:, i] = logsumexp(log_p, axis=0) - math.log(mean[..., i].size) if len(m) else -np.inf
+    return density
 
 
 def _finite(mean: np.ndarray, std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    kept = np.isfinite(mean) & np.isfinite(std)
-    return mean[kept], std[kept]
+    """Return the means and standard deviations of the components for which both are finite."""
+    finite = np.isfinite(mean) & np.isfinite(std)
+    return mean[finite], std[finite]
 
 
 class GaussianMarginals:
-    """The ensemble's mixture of Gaussians at each step, scored as `ensemble.sample` visits it.
+    """The ensemble's mixture of Gaussians at each step, scored while `ensemble.sample` visits it.
 
-    references: trajectories (k, steps, N).  mass (steps, N, V) is for `log_likelihood`; log_density (k, steps), NaN
-    once ended, is the references' under the mixture without bins: it knows no oracle.
+    references    trajectories (k, steps, N)
+    mass          (steps, N, V), for `log_likelihood`
+    log_density   (k, steps), NaN after their end: log p of the references under the mixture without bins.  The oracle
+                  is no bound for it.
     """
 
-    def __init__(self, on: Grid, references: np.ndarray):
-        self.on, self.references = on, references
-        self.mass = np.zeros((references.shape[1], *on.width.shape))
+    def __init__(self, grid: Grid, references: np.ndarray):
+        self.grid, self.references = grid, references
+        self.mass = np.zeros((references.shape[1], *grid.width.shape))
         self.log_density = np.full(references.shape[:2], np.nan)
 
     def visit(self, t: int, mean: np.ndarray, std: np.ndarray) -> None:
-        """Step t = 1, 2, ...: means and deviations (..., N) of its equally likely components."""
-        self.mass[t - 1] = bin_mass(self.on.edges, mean, std)
-        x, varies = self.references[:, t - 1], self.on.varies
+        """Score step t = 1, 2, ...: means and standard deviations (..., N) of its equally likely components."""
+        self.mass[t - 1] = bin_mass(self.grid.edges, mean, std)
+        x, varies = self.references[:, t - 1], self.grid.varies
         living = np.isfinite(x).all(1)
-        found = marginal_log_density(x[living][:, varies], mean[..., varies], std[..., varies])
-        self.log_density[living, t - 1] = found.sum(1)
+        density = marginal_log_density(x[living][:, varies], mean[..., varies], std[..., varies])
+        self.log_density[living, t - 1] = density.sum(1)
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    """(n, steps) -> (steps,), NaN left out; NaN where nothing is left."""
+    """Return the mean (steps,) of values (n, steps) without the NaN among them; NaN where all are NaN."""
     known = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         return np.where(known, values, 0).sum(0) / known.sum(0)
 
 
 def interval(values: np.ndarray, level: float = 0.95, samples: int = 2000, seed: int = 0) -> np.ndarray:
-    """Percentile bootstrap of the mean over training seeds and references, whole trajectories resampled.
+    """Return a percentile bootstrap interval of the mean over training seeds and references.
 
-    values (seeds, k, steps), NaN once ended -> low and high (2, steps).
+    values: (seeds, k, steps), NaN after a reference's end.  Training seeds and whole trajectories are resampled.
+    Returns the low and the high end, (2, steps).
     """
     rng, (seeds, k, steps) = np.random.default_rng(seed), values.shape
     means = np.empty((samples, steps))
     for mean in means:
         drawn = values[rng.integers(seeds, size=seeds)][:, rng.integers(k, size=k)]
         mean[:] = _mean(drawn.reshape(-1, steps))
-    # A mean may be minus infinity, between which and a number nothing can be interpolated.
+    # This method takes one of the means.  It never interpolates, which minus infinity would not allow.
     return np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0, method="inverted_cdf")
 
 
-def rows(values: Mapping[int, np.ndarray], on: Grid, references: np.ndarray, **columns) -> list[dict]:
-    """Rows of `fig2_error_compounding.csv`: mean and 95% interval at t = 1, 2, ... of each training seed's values
-    (k, steps), and of all seeds together where there are several.  columns: panel, model, scoring."""
-    shown = {seed: found[None] for seed, found in values.items()}
+def rows(values: Mapping[int, np.ndarray], grid: Grid, references: np.ndarray, **columns) -> list[dict]:
+    """Return the rows of `fig2_error_compounding.csv`: a mean and its 95% interval for each step t = 1, 2, ...
+
+    values maps each training seed to scores (k, steps).  If there are several seeds, further rows pool all of them.
+    columns: panel, model and scoring.
+    """
+    scores = {seed: one[None] for seed, one in values.items()}
     if len(values) > 1:
-        shown[EVERY_SEED] = np.stack(list(values.values()))
-    outside, living = on.out_of_range(references), alive(references)
+        scores[EVERY_SEED] = np.stack(list(values.values()))
+    outside, living = grid.out_of_range(references), alive(references)
     table = []
-    for seed, found in shown.items():
-        mean, (low, high) = _mean(found.reshape(-1, found.shape[2])), interval(found)
+    for seed, score in scores.items():
+        mean, (low, high) = _mean(score.reshape(-1, score.shape[2])), interval(score)
         table += [
             {**columns, "seed": seed, "t": t + 1, "log_likelihood": mean[t], "low": low[t], "high": high[t],
              "out_of_range": outside[t], "alive": int(living[t])}
@@ -206,10 +235,11 @@ def rows(values: Mapping[int, np.ndarray], on: Grid, references: np.ndarray, **c
 
 
 def leads(ours: np.ndarray, theirs: np.ndarray, **columns) -> list[dict]:
-    """Rows of `fig2_leads.csv`: how far the scores `ours` are above `theirs`, both (seeds, k, steps) and of the same k
-    references: mean and 95% interval at each step, over the second half of the steps and over all (`first` to `last`).
+    """Return the rows of `fig2_leads.csv`: how far the scores `ours` are above `theirs`, as a mean and a 95% interval.
 
-    The interval is of the difference: what makes a reference hard for both is not in it.  columns: panel, model, other.
+    Both are (seeds, k, steps) and score the same k references.  There is a row for each step, one for the second half
+    of the steps and one for all steps, each from step `first` to step `last`.  The interval is that of the difference,
+    so a reference that is hard for both models does not widen it.  columns: panel, model and other.
     """
     gap = ours - theirs
     steps = gap.shape[2]
@@ -223,20 +253,28 @@ def leads(ours: np.ndarray, theirs: np.ndarray, **columns) -> list[dict]:
     ]
 
 
-def bounds(on: Grid, references: np.ndarray, **columns) -> list[dict]:
-    """Rows of the models `oracle` and `uniform`, which are the same at every step.  columns: panel, scoring."""
-    same = {"oracle": oracle(on), "uniform": uniform(on)}
-    full = {model: {0: np.where(_alive(references), score, np.nan)} for model, score in same.items()}
-    return [row for model, values in full.items() for row in rows(values, on, references, model=model, **columns)]
+def bounds(grid: Grid, references: np.ndarray, **columns) -> list[dict]:
+    """Return the rows of the models `oracle` and `uniform`, whose scores are the same at every step.
+
+    columns: panel and scoring.
+    """
+    table = []
+    for model, score in {"oracle": oracle(grid), "uniform": uniform(grid)}.items():
+        values = {0: np.where(_alive(references), score, np.nan)}
+        table += rows(values, grid, references, model=model, **columns)
+    return table
 
 
 def horizons(table: pd.DataFrame, losses: tuple[float, ...] = (10, 50, 100)) -> pd.DataFrame:
-    """The first t at which each model is `lost` nats below the simulator, NaN if at none, from the rows of Figure 2."""
+    """Return the first step t at which each model is `lost` nats below the simulator, from the rows of Figure 2.
+
+    There is a row for each model and each of `losses`.  t is NaN if the model never falls that far.
+    """
     simulator = table[table.model == "simulator"].set_index(["panel", "t"]).log_likelihood
-    found = []
+    steps = []
     for keys, curve in table[table.model != "simulator"].groupby(["panel", "model", "scoring", "seed"]):
         gap = simulator.loc[keys[0]].loc[curve.t].to_numpy() - curve.log_likelihood.to_numpy()
         for lost in losses:
             t = curve.t[gap >= lost].min()
-            found.append(dict(zip(("panel", "model", "scoring", "seed"), keys, strict=True)) | {"lost": lost, "t": t})
-    return pd.DataFrame(found)
+            steps.append(dict(zip(("panel", "model", "scoring", "seed"), keys, strict=True)) | {"lost": lost, "t": t})
+    return pd.DataFrame(steps)

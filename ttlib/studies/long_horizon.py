@@ -1,116 +1,77 @@
-"""Figures 1 and 2: who predicts the humanoid and how it is scored, each part found by what made it."""
+"""Figures 1 and 2: the models that predict the humanoid, and their scores."""
 
 import functools
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
 
-from ttlib import checkpoint, train
+from ttlib import control
 from ttlib.baselines import ensemble
 from ttlib.datasets import regenerated
 from ttlib.environments import bodies, policies
-from ttlib.pipeline import experiments, keys, places, provenance, results, store
-from ttlib.pipeline.experiments import Experiment, LongHorizon
+from ttlib.model import token_nats
+from ttlib.pipeline import experiments, keys, results, store
+from ttlib.pipeline.experiments import EnsembleFit, Experiment, LongHorizon
 from ttlib.studies import horizon_metrics, prediction
 
-ENSEMBLE_STAGE, CURVE_STAGE = 2, 2  # raised by hand when the meaning changes
-
-
+PREDICTION_STAGE = 2  # raised by hand when predictions or their scores change their meaning
 TRANSFORMERS = ("transformer", "markov")
-
-
 ENSEMBLES = {"ensemble_ts1": "ts1", "ensemble_tsinf": "tsinf"}
-
-
 MODELS = (*TRANSFORMERS, *ENSEMBLES, "simulator")
 
 
 def transformer(protocol: LongHorizon, model: str, seed: int) -> Experiment:
-    """The experiment behind `transformer` or `markov` of a panel."""
+    """Return the experiment behind `transformer` or `markov` of a panel."""
     name = "humanoid" + "-masked" * (protocol.panel == "masked") + "-markov" * (model == "markov")
     exp = experiments.get(name, protocol.size)
     return replace(exp, train=replace(exp.train, seed=seed))
 
 
+def ensemble_fit(protocol: LongHorizon, seed: int) -> EnsembleFit:
+    """Return the ensemble of a panel."""
+    name = "humanoid-ensemble" + "-masked" * (protocol.panel == "masked")
+    config = transformer(protocol, "transformer", seed).data
+    return EnsembleFit(name, protocol.size, config, replace(protocol.ensemble, seed=seed))
+
+
 def observed(protocol: LongHorizon) -> Experiment:
-    """The experiment whose data and bins every model of either panel is scored on."""
+    """Return the experiment whose data and bins every model of either panel is scored on."""
     return experiments.get("humanoid", protocol.size)
 
 
 @functools.lru_cache
 def references(size: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Held-out trajectories (k, steps, N) after their common start (N,)."""
-    found = store.dataset(experiments.regenerated("humanoid", "reference", size))
-    return horizon_metrics.trajectories(found, steps), found.states[0]
+    """Return held-out trajectories (k, steps, N) and their common start (N,), which they do not contain."""
+    episodes = store.dataset(experiments.regenerated("humanoid", "reference", size))
+    return horizon_metrics.trajectories(episodes, steps), episodes.states[0]
 
 
 @functools.lru_cache
 def grid(exp: Experiment) -> horizon_metrics.Grid:
-    """The bins of the observed model, which the masked one shares: they are fitted to the same values."""
-    fitted = store.load_or_train(exp).tokenizer
-    training, _ = store.dataset(exp.data).split(exp.data.held_out, exp.data.seed)
-    return horizon_metrics.grid(fitted, training.states)
+    """Return the bins of the observed model; the masked one has the same, fitted to the same values."""
+    tokenizer = store.load_or_train(exp).tokenizer
+    return horizon_metrics.grid(tokenizer, store.split(exp.data)[0].states)
 
 
 def policy():
-    """The humanoid's behaviour policy: (states, rng) -> actions."""
+    """Return the humanoid's behaviour policy: (states (S, N), rng) -> actions (S, M)."""
     return policies.policy("humanoid", *regenerated.recipe("humanoid", "expert").snapshots)
-
-
-def ensemble_key(protocol: LongHorizon, seed: int) -> str:
-    config = transformer(protocol, "transformer", seed).data
-    made = replace(protocol.ensemble, seed=seed)
-    return keys.key("ensemble", ENSEMBLE_STAGE, store.data_key(config), config.held_out, config.hidden, made)
-
-
-def _ensemble_name(protocol: LongHorizon, seed: int) -> str:
-    return f"humanoid-ensemble{'-masked' * (protocol.panel == 'masked')}{f'-seed{seed}' * (seed > 0)}-{protocol.size}"
-
-
-def ensemble_folder(protocol: LongHorizon, seed: int) -> Path:
-    """Where the ensemble lies: shipped (but not in mode scratch) or fitted here."""
-    name, key = _ensemble_name(protocol, seed), ensemble_key(protocol, seed)
-    shipped = store.SHIPPED / name
-    if places.mode() != "scratch" and (shipped / "config.json").exists() and checkpoint.about(shipped)["key"] == key:
-        return shipped
-    return store.TRAINED / f"{name}-{key}"
-
-
-def ship(protocol: LongHorizon, seed: int) -> Path:
-    """Copy the ensemble fitted here to data/checkpoints, where git keeps it."""
-    name = _ensemble_name(protocol, seed)
-    return store.shipped(store.TRAINED / f"{name}-{ensemble_key(protocol, seed)}", store.SHIPPED / name)
-
-
-@functools.lru_cache(maxsize=2)
-def load_or_fit(protocol: LongHorizon, seed: int) -> tuple[ensemble.Ensemble, dict]:
-    """The ensemble of a panel and what is known of it: its one-step errors, calibration and likelihood."""
-    folder = ensemble_folder(protocol, seed)
-    if not (folder / "config.json").exists():
-        config = transformer(protocol, "transformer", seed).data
-        training, held_out = map(ensemble.transitions, store.dataset(config).split(config.held_out, config.seed))
-        made, curve = ensemble.fit(training, held_out, replace(protocol.ensemble, seed=seed), store.device())
-        checkpoint.round_weights(made, torch.float16)
-        found = {name: np.asarray(value).tolist() for name, value in ensemble.diagnose(made, held_out).items()}
-        found["linear_log_likelihood"] = ensemble.linear_log_likelihood(made, training, held_out)
-        about = {"key": ensemble_key(protocol, seed), "curve": curve, "held_out": found} | provenance.here()
-        ensemble.save(folder, made, about)
-    return ensemble.load(folder, store.device())
 
 
 @functools.lru_cache(maxsize=8)
 def sampled(protocol: LongHorizon, model: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Trajectories (S, steps + 1, N), marginal masses (steps, N, V) and, of an ensemble, the references'
-    log-density (k, steps)."""
+    """Return sampled trajectories (S, steps + 1, N), marginal masses (steps, N, V) and the references' log-density.
+
+    Log-densities (k, steps) are those of an ensemble; None for a Transformer.
+    """
     held, start = references(protocol.size, protocol.steps)
     starts = np.repeat(start[None].astype(np.float64), protocol.samples, axis=0)
     if model in ENSEMBLES:
-        made, _ = load_or_fit(protocol, seed)
+        made, _ = store.load_or_fit(ensemble_fit(protocol, seed))
         marginals, rng = horizon_metrics.GaussianMarginals(grid(observed(protocol)), held), np.random.default_rng(seed)
         states, _ = ensemble.sample(
             made, policy(), starts, protocol.steps, ENSEMBLES[model], rng, visit=marginals.visit
@@ -118,11 +79,11 @@ def sampled(protocol: LongHorizon, model: str, seed: int) -> tuple[np.ndarray, n
         return states, marginals.mass, marginals.log_density
     exp = transformer(protocol, model, seed)
     loaded = store.load_or_train(exp)
-    rng = torch.Generator(store.device()).manual_seed(seed)
+    streams = control.Streams([seed], store.device())
     kept = min(protocol.kept, exp.model.T - 1)
     with tqdm(total=protocol.steps, unit="step", mininterval=2.0, desc=f"{protocol.panel}, {model}") as bar:
-        how = {"hidden": exp.data.hidden, "progress": lambda t: bar.update()}
-        found = prediction.rollout(loaded.model, loaded.tokenizer, starts, protocol.steps, kept, rng, **how)
+        how = {"mask_probability": exp.data.mask_probability, "progress": lambda t: bar.update()}
+        found = prediction.rollout(loaded.model, loaded.tokenizer, starts, protocol.steps, kept, streams, **how)
     return found.states, found.predictive, None
 
 
@@ -159,13 +120,13 @@ def scores(protocol: LongHorizon, model: str) -> pd.DataFrame:
 
 
 def by_seed(found: pd.DataFrame, scoring: str, column: str = "log_likelihood") -> dict[int, np.ndarray]:
-    """`scores` of one scoring as arrays (k, steps) by training seed."""
+    """Return `scores` of one scoring as arrays (k, steps) by training seed."""
     groups = found[found.scoring == scoring].groupby("seed")
     return {seed: rows.pivot(index="reference", columns="t", values=column).to_numpy() for seed, rows in groups}
 
 
 def curves(protocol: LongHorizon, model: str, found: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Rows of `fig2_error_compounding.csv` of a model of a panel, from its `scores`; "bounds": oracle and uniform."""
+    """Return rows of `fig2_error_compounding.csv` for a model of a panel; model "bounds": oracle and uniform."""
     held, _ = references(protocol.size, protocol.steps)
     on, columns = grid(observed(protocol)), {"panel": protocol.panel, "model": model}
     if model == "bounds":
@@ -179,38 +140,38 @@ def curves(protocol: LongHorizon, model: str, found: pd.DataFrame | None = None)
     return pd.DataFrame(rows)
 
 
-def inputs(protocol: LongHorizon, model: str) -> dict[str, str]:
-    """Keys of what a model's curves are computed from."""
+def made_of(protocol: LongHorizon, model: str) -> list:
+    """Return what a model's curves are computed from: true trajectories, the grid's model, the model of each seed."""
     true = [experiments.regenerated("humanoid", quality, protocol.size) for quality in ("reference", "simulator")]
-    keys = {config.quality: store.data_key(config) for config in true}
-    keys["grid"] = store.weights_key(observed(protocol))
+    items = [*true, observed(protocol)]
     for seed in protocol.seeds:
         if model in TRANSFORMERS:
-            keys[f"{model}-{seed}"] = store.weights_key(transformer(protocol, model, seed))
+            items.append(transformer(protocol, model, seed))
         elif model in ENSEMBLES:
-            keys[f"ensemble-{seed}"] = ensemble_key(protocol, seed)
-    return keys
+            items.append(ensemble_fit(protocol, seed))
+    return items
 
 
 def _scores(protocol: LongHorizon, model: str) -> pd.DataFrame:
-    """`scores`, kept."""
-    return results.table(
-        f"fig2-{protocol.panel}-{model}", protocol.size, lambda: scores(protocol, model),
-        config={"protocol": protocol, "model": model}, inputs=inputs(protocol, model), stage=CURVE_STAGE, public=False,
+    """Return `scores`, which are kept."""
+    return store.table(
+        f"fig2-{protocol.panel}-{model}", protocol.size, lambda: scores(protocol, model), made_of(protocol, model),
+        {"protocol": protocol, "model": model}, PREDICTION_STAGE, public=False,
     )  # fmt: skip
 
 
 def _figure_2(name: str, size: str, make: Callable[[LongHorizon], list[pd.DataFrame]]) -> pd.DataFrame:
+    """Return a table with the rows of both panels."""
     protocols = [experiments.long_horizon(size, panel) for panel in experiments.PANELS]
-    keys = {f"{p.panel}-{m}-{k}": key for p in protocols for m in MODELS for k, key in inputs(p, m).items()}
-    return results.table(
+    items = [item for p in protocols for model in MODELS for item in made_of(p, model)]
+    return store.table(
         name, size, lambda: pd.concat([table for p in protocols for table in make(p)], ignore_index=True),
-        config={"protocols": protocols}, inputs=keys, stage=CURVE_STAGE,
+        items, {"protocols": protocols}, PREDICTION_STAGE,
     )  # fmt: skip
 
 
 def figure_2(size: str) -> pd.DataFrame:
-    """The table of Figure 2: every model of both panels, from the scores of each, which are kept."""
+    """Return the table of Figure 2: every model of both panels, from the scores of each, which are kept."""
 
     def make(p: LongHorizon) -> list[pd.DataFrame]:
         return [*(curves(p, model, _scores(p, model)) for model in MODELS), curves(p, "bounds")]
@@ -219,8 +180,10 @@ def figure_2(size: str) -> pd.DataFrame:
 
 
 def figure_2_leads(size: str) -> pd.DataFrame:
-    """How far the Transformer is above each other model of its panel, `metrics.leads` of the mixture (the simulator's
-    score is a histogram)."""
+    """Return how far the Transformer is above each other model of its panel: `horizon_metrics.leads` of the mixture.
+
+    The simulator's score is a histogram.
+    """
 
     def values(p: LongHorizon, model: str) -> np.ndarray:
         return np.stack(list(by_seed(_scores(p, model), "histogram" if model == "simulator" else "mixture").values()))
@@ -238,7 +201,7 @@ FIGURE_1 = ("reference", "transformer", "ensemble_ts1")
 
 
 def poses(size: str, count: int = 3) -> pd.DataFrame:
-    """Joint positions of Figure 1: the first `count` trajectories of each model, none chosen; a column per joint."""
+    """Return joint positions for Figure 1, one column for each joint: the first `count` trajectories of each model."""
     protocol = experiments.long_horizon(size, "observed")
 
     def make() -> pd.DataFrame:
@@ -253,15 +216,16 @@ def poses(size: str, count: int = 3) -> pd.DataFrame:
                     rows.append({"model": model, "rollout": i, "t": t} | {f"q{j}": x for j, x in enumerate(q)})
         return pd.DataFrame(rows)
 
-    keys = inputs(protocol, "transformer") | inputs(protocol, "ensemble_ts1")
-    return results.table("fig1_poses", size, make, config={"protocol": protocol, "count": count}, inputs=keys)
+    items = [*made_of(protocol, "transformer"), *made_of(protocol, "ensemble_ts1")]
+    config = {"protocol": protocol, "count": count}
+    return store.table("fig1_poses", size, make, items, config, PREDICTION_STAGE)
 
 
 TRACED = ("head", "left_foot", "right_foot")
 
 
 def figure_1(size: str, found: pd.DataFrame) -> pd.DataFrame:
-    """`fig1_humanoid.csv` from `poses`: where head and feet are, in metres."""
+    """Return `fig1_humanoid.csv` from `poses`: where head and feet are, in metres."""
 
     def make() -> pd.DataFrame:
         ends, _, names = bodies.capsules("humanoid", found.filter(regex=r"^q\d").to_numpy())
@@ -278,10 +242,10 @@ def figure_1(size: str, found: pd.DataFrame) -> pd.DataFrame:
 
 @functools.lru_cache(maxsize=8)  # two tables of a page are made of it
 def next_state_nats(exp: Experiment, count: int = 512) -> tuple[np.ndarray, np.ndarray]:
-    """-log P of the held-out next state's tokens, mean by transitions seen (1, ..., T - 1) and dimension, and how many
-    tokens each is the mean of, (T - 1, N) both.
+    """Return -log P of the held-out next state's tokens by transitions seen (1, ..., T - 1) and dimension.
 
-    Of `count` windows the first transition is left out: no transition before it is read, so it is no next state.
+    -> means and numbers of tokens, (T - 1, N) both, over `count` windows.  A window's first transition is left out:
+    nothing is read before it.
     """
     loaded, (_, held_out) = store.load_or_train(exp), store.windows(exp)
     D, N = exp.model.transition.D, exp.model.transition.N
@@ -290,7 +254,7 @@ def next_state_nats(exp: Experiment, count: int = 512) -> tuple[np.ndarray, np.n
     for part in start.split(64):
         ids, weight = held_out.batch(part)
         with torch.inference_mode():  # not around all of it: the model may have to be trained first
-            nats = train.token_nats(loaded.model, ids.to(store.device()))[:, D - 1 :].cpu()
+            nats = token_nats(loaded.model, ids.to(store.device()))[:, D - 1 :].cpu()
         weight = weight[:, D:]
         total += (nats * weight).sum(0).view_as(total)
         tokens += weight.sum(0).view_as(tokens)
@@ -298,9 +262,11 @@ def next_state_nats(exp: Experiment, count: int = 512) -> tuple[np.ndarray, np.n
 
 
 def binned_log_density(made: ensemble.Ensemble, held_out: ensemble.Transitions, on: horizon_metrics.Grid) -> np.ndarray:
-    """log of the mixture's mass in the bin of s', as a density, each dimension for itself: what is left of the
-    ensemble's sharpness on the bins of the others.  -> (n, N) nats"""
-    mean, std = (x[..., : made.N] for x in made.predict(held_out.states, held_out.actions, held_out.hidden))
+    """Return the log of the mixture's mass in the bin of s' as a density, (n, N) nats, each dimension by itself.
+
+    This is what is left of the ensemble's sharpness on the bins that the other models use.
+    """
+    mean, std = (x[..., : made.N] for x in made.predict(held_out.states, held_out.actions, held_out.mask))
     found = np.empty(held_out.next_states.shape)
     for i, bins in enumerate(on.bins(held_out.next_states)):
         density = horizon_metrics.bin_mass(on.edges, mean[:, i], std[:, i]) / on.width
@@ -309,17 +275,17 @@ def binned_log_density(made: ensemble.Ensemble, held_out: ensemble.Transitions, 
 
 
 def _first(data: ensemble.Transitions, seed: int, count: int = 1000) -> ensemble.Transitions:
-    """`count` of the transitions."""
+    """Return a random subset of `count` transitions."""
     rows = np.random.default_rng(seed).permutation(len(data))[:count]
     return replace(data, **{name: x[rows] for name, x in vars(data).items() if x is not None})
 
 
 def one_step_by_dimension(size: str) -> pd.DataFrame:
-    """Mean held-out log-density of each dimension of the next state in nats, of every model of a panel; low and high
-    bound the bins in raw units.
+    """Return the mean held-out log-density of each dimension of the next state in nats, for each model of a panel.
 
-    `ensemble` is the mixture's marginal density without bins, `ensemble_binned` that of its bin masses, `oracle`
-    Appendix B's bound.  A dimension that is constant is left out.
+    low and high bound the bins in raw units.
+    `ensemble` is the mixture's marginal density without bins, `ensemble_binned` that of its bin masses, and `oracle`
+    Appendix B's bound.  Constant dimensions are left out.
     """
     protocols = [experiments.long_horizon(size, panel) for panel in experiments.PANELS]
 
@@ -333,23 +299,23 @@ def one_step_by_dimension(size: str) -> pd.DataFrame:
             for model in TRANSFORMERS:
                 nats, tokens = next_state_nats(transformer(p, model, seed))
                 columns[model] = -np.average(nats, axis=0, weights=tokens) - np.log(width)
-            made, _ = load_or_fit(p, seed)
-            held = _first(ensemble.transitions(store.dataset(config).split(config.held_out, config.seed)[1]), seed)
-            mean, std = (x[..., : made.N] for x in made.predict(held.states, held.actions, held.hidden))
+            made, _ = store.load_or_fit(ensemble_fit(p, seed))
+            held = _first(ensemble.transitions(store.split(config)[1]), seed)
+            mean, std = (x[..., : made.N] for x in made.predict(held.states, held.actions, held.mask))
             columns["ensemble"] = ensemble.mixture(ensemble.log_normal(held.next_states, mean, std)).mean(0)
             columns["ensemble_binned"] = binned_log_density(made, held, on).mean(0)
             tables.append(pd.DataFrame(columns)[on.varies])
         return pd.concat(tables, ignore_index=True)
 
-    keys = {f"{p.panel}-{m}-{k}": key for p in protocols for m in MODELS for k, key in inputs(p, m).items()}
-    return results.table("humanoid_one_step_by_dimension", size, make, config={"protocols": protocols}, inputs=keys)
+    items = [item for p in protocols for model in MODELS for item in made_of(p, model)]
+    return store.table("humanoid_one_step_by_dimension", size, make, items, {"protocols": protocols}, PREDICTION_STAGE)
 
 
 def one_step(size: str) -> pd.DataFrame:
-    """Held-out log-density of the next state in nats, one row a model of a panel: before errors can compound.
+    """Return the held-out log-density of the next state in nats, one row for each model of a panel.
 
-    A Transformer's is the sum of `one_step_by_dimension`; so is `ensemble_binned`.  `ensemble` and `linear`, a
-    linear Gaussian, are densities without bins.
+    Errors cannot compound yet.  A Transformer's is the sum of `one_step_by_dimension`, and so is `ensemble_binned`.
+    `ensemble`, and `linear`, a linear Gaussian, are densities without bins.
     """
     protocols = [experiments.long_horizon(size, panel) for panel in experiments.PANELS]
     parts = one_step_by_dimension(size)
@@ -360,7 +326,7 @@ def one_step(size: str) -> pd.DataFrame:
             on, part = grid(observed(p)), parts[parts.panel == p.panel]
             for model in (*TRANSFORMERS, "ensemble_binned", "oracle"):
                 rows.append({"panel": p.panel, "model": model, "log_density": part[model].sum()})
-            about = load_or_fit(p, p.seeds[0])[1]["held_out"]
+            about = store.load_or_fit(ensemble_fit(p, p.seeds[0]))[1]["held_out"]
             coverage = np.array(about["coverage"])[on.varies]
             rows.append({"panel": p.panel, "model": "ensemble", "log_density": about["log_likelihood"],
                          "coverage": coverage.mean(), "coverage_low": coverage.min(), "coverage_high": coverage.max(),
@@ -368,13 +334,15 @@ def one_step(size: str) -> pd.DataFrame:
             rows.append({"panel": p.panel, "model": "linear", "log_density": about["linear_log_likelihood"]})
         return pd.DataFrame(rows)
 
-    keys = {f"{p.panel}-{m}-{k}": key for p in protocols for m in MODELS for k, key in inputs(p, m).items()}
-    return results.table("humanoid_one_step", size, make, config={"protocols": protocols}, inputs=keys, stage=2)
+    items = [item for p in protocols for model in MODELS for item in made_of(p, model)]
+    return store.table("humanoid_one_step", size, make, items, {"protocols": protocols}, PREDICTION_STAGE)
 
 
 def one_step_by_past(size: str) -> pd.DataFrame:
-    """Held-out log-density of the next state in nats by the number of transitions a Transformer has read, `past`: what
-    its memory is worth, in one and the same model and before errors can compound."""
+    """Return the held-out log-density of the next state in nats by `past`, the transitions that a model has read.
+
+    It says what memory is worth in one model, before errors can compound.
+    """
     protocols = [experiments.long_horizon(size, panel) for panel in experiments.PANELS]
 
     def make() -> pd.DataFrame:
@@ -388,5 +356,5 @@ def one_step_by_past(size: str) -> pd.DataFrame:
                 rows.append(pd.DataFrame(columns | {"log_density": density}))
         return pd.concat(rows, ignore_index=True)
 
-    keys = {f"{p.panel}-{m}-{k}": key for p in protocols for m in TRANSFORMERS for k, key in inputs(p, m).items()}
-    return results.table("humanoid_one_step_by_past", size, make, config={"protocols": protocols}, inputs=keys)
+    items = [item for p in protocols for model in TRANSFORMERS for item in made_of(p, model)]
+    return store.table("humanoid_one_step_by_past", size, make, items, {"protocols": protocols}, PREDICTION_STAGE)

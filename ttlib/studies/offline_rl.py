@@ -1,139 +1,162 @@
-"""Table 1, Figure 4 and imitation (Sections 3.2 and 4.2): which rollouts they are made of."""
+"""Table 1, Figure 4 and imitation (Sections 3.2 and 4.2): the rollouts that they are made of."""
 
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
-from ttlib import control
+from ttlib.environments import stepping
 from ttlib.pipeline import experiments, keys, places, results, rollouts, statistics, store
 from ttlib.pipeline.experiments import Experiment
+from ttlib.pipeline.rollouts import RolloutSet, cloning, planning
+
+CLONED, TOP_CLONED = "MLP 2 x 256", "MLP 2 x 256, best tenth of episodes"
 
 
-def comparison(name: str, size: str) -> list[rollouts.RolloutSet]:
-    """All rollouts of one dataset of Table 1: the planner in both profiles and what it is compared with."""
-    v1, released = (experiments.get(name, size, profile) for profile in ("v1", "released"))
+def comparison(name: str, size: str) -> list[RolloutSet]:
+    """Return all rollouts of one dataset of Table 1: the planner in both profiles and what it is compared with."""
+    v1, released = (experiments.get(name, size, profile) for profile in experiments.PROFILES)
     runs = []
     for ours, theirs in zip(experiments.models(released), experiments.models(v1)):
-        runs += [rollouts.planning(ours, scorer=theirs), rollouts.planning(theirs, scorer=ours)]
-    runs += rollouts.cloning(v1, "bc", "MLP 2 x 256") + rollouts.cloning(
-        v1, "bc10", "MLP 2 x 256, best tenth of episodes"
-    )
+        runs += [planning(ours, scorer=theirs), planning(theirs, scorer=ours)]
+    runs += cloning(v1, "bc", CLONED) + cloning(v1, "bc10", TOP_CLONED)
     if not v1.data.official:
-        many = tuple(range(2 if size == "smoke" else 12))
-        runs.append(rollouts.RolloutSet(v1, "behaviour", "the data's policies in turn", many))
-    # The same horizon and as many transitions of the model as the planner.
-    setting = f"horizon {released.plan.horizon}, {released.plan.plans * released.plan.candidates} sequences"
-    runs.append(rollouts.RolloutSet(released, "random_shooting", setting, v1.seeds, scorer=v1))
+        many, label = tuple(range(2 if size == "smoke" else 12)), "the data's policies in turn"
+        runs.append(RolloutSet(v1, "behaviour", label, many, variant="behaviour_policies"))
+    # Random shooting has the planner's horizon and as many transitions of the model.
+    setting = f"horizon {released.plan.horizon}, {released.plan.beam_width * released.plan.expansions} sequences"
+    runs.append(RolloutSet(released, "random_shooting", setting, v1.seeds, scorer=v1))
     return runs
 
 
 def names(size: str, official: bool = False) -> list[str]:
+    """Return the names of Table 1's datasets: regenerated, or D4RL's own."""
     return [f"{name}-v2" if official else name for name in experiments.table1(size)]
 
 
-def table1_runs(size: str, official: bool = False) -> list[rollouts.RolloutSet]:
+def table1_runs(size: str, official: bool = False) -> list[RolloutSet]:
+    """Return the rollouts of `table1_rollouts.csv`."""
     return [run for name in names(size, official) for run in comparison(name, size)]
 
 
 def table1(size: str, official: bool = False) -> pd.DataFrame:
-    """`table1_rollouts.csv`."""
+    """Return `table1_rollouts.csv`."""
     return rollouts.table("table1_rollouts", size, table1_runs(size, official))
 
 
-def planners(size: str, official: bool = False) -> list[rollouts.RolloutSet]:
+def planners(size: str, official: bool = False) -> list[RolloutSet]:
+    """Return the rollouts of Table 1 whose actions are scored: those that plan."""
     return [run for run in table1_runs(size, official) if run.scorer]
 
 
+def chosen_settings(run: RolloutSet) -> dict:
+    """Return the columns that tell planners apart."""
+    columns = {name: value for name, value in run.settings().items() if name in ("variant", "horizon", "sequences")}
+    return {"setting": run.setting, "profile": run.profile, "model_seed": run.model_seed} | columns
+
+
 def values(size: str, official: bool = False) -> pd.DataFrame:
-    """`planner_values.csv`: what plans promised and what followed, for the planner and for random shooting."""
+    """Return `planner_values.csv`: the return that plans promised and the return that followed."""
     runs = planners(size, official)
 
     def make() -> pd.DataFrame:
-        parts = [pd.DataFrame(rollouts.value_rows(run.rollouts(), run.exp, run.method)).assign(
-            setting=run.setting, profile=run.profile, model_seed=run.model_seed) for run in runs]  # fmt: skip
-        return pd.concat([part for part in parts if len(part)], ignore_index=True)
+        rows = []
+        for run in runs:
+            rows += rollouts.value_rows(run.steps(), run.exp, run.method, **chosen_settings(run))
+        return pd.DataFrame(rows)
 
-    return results.table("planner_values", size, make, {"runs": runs}, rollouts._inputs(runs))
+    return store.table("planner_values", size, make, runs, stage=rollouts.ROLLOUT_STAGE)
 
 
 def likelihoods(size: str, official: bool = False) -> pd.DataFrame:
-    """`action_likelihood.csv`: mean log-density in nats of the actions taken, one row a rollout, under the model of
-    the other profile, which did not plan them; `data`: of held-out episodes' own actions, under both."""
+    """Return `action_likelihood.csv`: the mean log-density in nats of the actions taken, one row for each rollout.
+
+    The model of the other profile scores them, which did not plan them.  Rows of method `data` are held-out episodes'
+    own actions, under both models.
+    """
     runs = planners(size, official)
 
     def make() -> pd.DataFrame:
         rows = []
         for run in runs:
             for seed, steps in run.steps().groupby("rollout_seed"):
-                rows.append({"dataset": run.exp.data.name, "method": run.method, "profile": run.profile, "setting":
-                             run.setting, "scorer": run.scorer.profile, "model_seed": run.model_seed,
-                             "rollout_seed": seed, "log_likelihood": steps.log_density.mean()})  # fmt: skip
+                rows.append({"dataset": run.exp.data.name, "method": run.method, "scorer": run.scorer.profile,
+                             "rollout_seed": seed, "log_likelihood": steps.log_density.mean()}
+                            | chosen_settings(run))  # fmt: skip
         for name in names(size, official):
-            for profile in experiments.PROFILES:
-                rows.append(_held_out(experiments.get(name, size, profile)))
+            rows += [_held_out(experiments.get(name, size, profile)) for profile in experiments.PROFILES]
         return pd.DataFrame(rows)
 
-    return results.table("action_likelihood", size, make, {"runs": runs}, rollouts._inputs(runs))
+    return store.table("action_likelihood", size, make, runs, stage=rollouts.ROLLOUT_STAGE)
 
 
 def _held_out(exp: Experiment, count: int = 5000) -> dict:
-    held = store.dataset(exp.data).split(exp.data.held_out, exp.data.seed)[1]
+    """Return the row of `action_likelihood.csv` for held-out actions under the experiment's model."""
+    held = store.split(exp.data)[1]
     rows = np.random.default_rng(0).permutation(len(held.states))[:count]
-    data = control.Rollout(-1, states=list(held.states[rows]), actions=list(held.actions[rows]))
-    found = rollouts.action_log_density(exp, [data])[0].mean()
+    data = stepping.Rollout(-1, states=list(held.states[rows]), actions=list(held.actions[rows]))
+    mean = rollouts.action_log_density(exp, [data])[0].mean()
     return {"dataset": exp.data.name, "method": "data", "profile": "any", "setting": "held-out episodes", "scorer":
-            exp.profile, "model_seed": exp.train.seed, "rollout_seed": -1, "log_likelihood": found}  # fmt: skip
+            exp.profile, "model_seed": exp.train.seed, "rollout_seed": -1, "log_likelihood": mean,
+            "variant": "main"}  # fmt: skip
 
 
-def figure_4(size: str, rollouts: pd.DataFrame) -> pd.DataFrame:
-    """`fig4_offline_rl.csv`: scores of ours and of others; low and high bound a 90% bootstrap interval over rollouts,
-    stratified for the mean over all datasets."""
+def _score_rows(method: str, profile: str, scores: dict[str, np.ndarray]) -> list[dict]:
+    """Return rows of `fig4_offline_rl.csv` for scores by dataset, and for the mean over datasets."""
+    rows = []
+    for name, x in [*scores.items(), ("mean", None)]:
+        low, high = statistics.bootstrap(*(scores.values() if x is None else [x]))
+        means = np.array([part.mean() for part in scores.values()])
+        n = sum(map(len, scores.values())) if x is None else len(x)
+        std = x.std(ddof=1) if x is not None and n > 1 else np.nan
+        rows.append({"dataset": name, "method": method, "profile": profile, "source": "ours",
+                     "mean": means.mean() if x is None else x.mean(), "std": std, "stderr": std / n**0.5,
+                     "low": low, "high": high, "n": n})  # fmt: skip
+    return rows
+
+
+def figure_4(size: str, table: pd.DataFrame) -> pd.DataFrame:
+    """Return `fig4_offline_rl.csv`: our scores, from the rollouts of `table`, and published ones.
+
+    low and high bound a 90% bootstrap interval over rollouts, stratified for the mean over all datasets.
+    """
 
     def make() -> pd.DataFrame:
         rows = []
-        for (method, profile), found in rollouts.groupby(["method", "profile"], sort=False):
-            scores = {name: part.score.to_numpy() for name, part in found.groupby("dataset", sort=False)}
-            for name, x in [*scores.items(), ("mean", None)]:
-                low, high = statistics.bootstrap(*(scores.values() if x is None else [x]))
-                means = np.array([part.mean() for part in scores.values()])
-                n = sum(map(len, scores.values())) if x is None else len(x)
-                std = x.std(ddof=1) if x is not None and n > 1 else np.nan
-                rows.append({"dataset": name, "method": method, "profile": profile, "source": "ours",
-                             "mean": means.mean() if x is None else x.mean(), "std": std, "stderr": std / n**0.5,
-                             "low": low, "high": high, "n": n})  # fmt: skip
+        for (method, profile), part in table.groupby(["method", "profile"], sort=False):
+            scores = {name: group.score.to_numpy() for name, group in part.groupby("dataset", sort=False)}
+            rows += _score_rows(method, profile, scores)
         published = pd.read_csv(places.ROOT / "data" / "published_table1.csv")
-        for method, found in published.groupby("method", sort=False):
-            for row in found.itertuples():
+        for method, part in published.groupby("method", sort=False):
+            for row in part.itertuples():
                 rows.append({"dataset": row.dataset, "method": method, "profile": "published",
                              "source": row.source.split()[0], "mean": row.mean, "std": row.plus_minus})  # fmt: skip
             rows.append({"dataset": "mean", "method": method, "profile": "published",
-                         "source": found.source.iloc[0].split()[0], "mean": found["mean"].mean()})  # fmt: skip
+                         "source": part.source.iloc[0].split()[0], "mean": part["mean"].mean()})  # fmt: skip
         return pd.DataFrame(rows)
 
-    text = rollouts.to_csv(index=False, float_format="%.6g")
+    text = table[["dataset", "method", "profile", "score"]].to_csv(index=False, float_format="%.6g")
     return results.table("fig4_offline_rl", size, make, {"level": 0.9}, {"rollouts": keys.key(text)})
 
 
 LENGTHS = {0: "action alone", 1: "1 transition", 3: "3 transitions"}  # of a likelihood beam
 
 
-def imitation_runs(size: str) -> list[rollouts.RolloutSet]:
+def imitation_runs(size: str) -> list[RolloutSet]:
+    """Return the rollouts of `imitation_rollouts.csv`."""
     runs = []
     for name in experiments.experts(size):
         exp = experiments.get(name, size)
-        longest = exp.model.T - exp.past
-        for horizon, setting in LENGTHS.items():
-            if horizon <= longest:
+        for horizon, label in LENGTHS.items():
+            if horizon <= exp.model.T - exp.context:
                 for e in experiments.models(exp):
-                    runs.append(
-                        rollouts.RolloutSet(replace(e, horizon=horizon), "imitation", setting, e.seeds, e.train.seed)
-                    )
-        runs += rollouts.cloning(exp, "bc", "MLP 2 x 256")
-        runs.append(rollouts.RolloutSet(exp, "behaviour", "the expert", tuple(range(2 if size == "smoke" else 12))))
+                    runs.append(RolloutSet(replace(e, horizon=horizon), "imitation", label, e.seeds, e.train.seed))
+        runs += cloning(exp, "bc", CLONED)
+        many = tuple(range(2 if size == "smoke" else 12))
+        runs.append(RolloutSet(exp, "behaviour", "the expert", many, variant="expert_policy"))
     return runs
 
 
 def imitation(size: str) -> pd.DataFrame:
-    """`imitation_rollouts.csv`: likelihood beams of several lengths on expert data, beside cloning and the expert."""
+    """Return `imitation_rollouts.csv`: likelihood beams of several lengths on expert data, cloning, the expert."""
     return rollouts.table("imitation_rollouts", size, imitation_runs(size))

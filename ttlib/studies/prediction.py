@@ -1,4 +1,4 @@
-"""Long-horizon prediction (Section 4.1): whole trajectories sampled from the model alone, actions included."""
+"""Long-horizon prediction (Section 4.1): trajectories sampled from the model alone, actions included."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,68 +9,94 @@ from torch import Tensor
 
 from ttlib import cache, search
 from ttlib.cache import Cache
+from ttlib.control import Streams
 from ttlib.model import GPT
 from ttlib.tokenizer import Tokenizer
 
 
-def past(t: int, T: int, kept: int) -> int:
-    """How many transitions before it transition t = 0, 1, ... is read after, in a window of T.
+def context_length(t: int, T: int, kept_transitions: int) -> int:
+    """Return how many earlier transitions the model reads before transition t = 0, 1, ..., in a window of T.
 
-    0, 1, ..., T - 1, then kept, kept + 1, ..., T - 1 over and over: a full window is cut to its last `kept`
-    transitions.  kept = T - 1 moves it by one transition at a time; a smaller number reads less anew.
+    The number grows from 0 to T - 1.  Then the window is full and is cut to its last `kept_transitions`, and the number
+    grows from there to T - 1 again, over and over.  With T - 1 kept transitions the window moves by one transition at a
+    time.  With fewer, it is cut and read anew less often.
     """
-    return t if t < T else kept + (t - T) % (T - kept)
+    return t if t < T else kept_transitions + (t - T) % (T - kept_transitions)
 
 
-class Stream:
-    """S sequences of any number of transitions, read through the model's window.
+class WindowReader:
+    """A reader of S sequences of any number of transitions, through the model's window.
 
-    Every token of transition t, its first one included, is predicted from the `past(t)` transitions before it, at
-    positions that begin with 0 there, and from nothing earlier.  A Markovian model (T = 2, kept = 1) so sees the
-    previous and the current transition.
+    Every token of transition t is predicted from the `context_length(t)` transitions before it and from the tokens of t
+    before it.  Earlier transitions do not count, and positions start with 0 at the first transition of the context.  So
+    a Markovian model (T = 2, one kept transition) sees the previous and the current transition.
+
+    Raises ValueError if `kept_transitions` is not in 1, ..., T - 1, or if the model has a goal.
     """
 
-    def __init__(self, model: GPT, kept: int):
+    def __init__(self, model: GPT, kept_transitions: int):
         T = model.config.T
-        if not 1 <= kept < T or model.config.prefix:
+        if not 1 <= kept_transitions < T:
             raise ValueError(
-                f"kept={kept} transitions of a window of {T} after {model.config.prefix} goal tokens; expected "
-                "1 <= kept < T, since a state is predicted from the transition before it, and no goal"
+                f"kept_transitions={kept_transitions} in a window of {T} transitions; expected 1 to {T - 1}: "
+                "a state is predicted from at least one transition, and the window needs room for the next one"
             )
-        self.model, self.kept, self.t, self.window = model, kept, 0, []
+        if model.config.prefix:
+            raise ValueError(
+                f"the model reads {model.config.prefix} goal tokens; expected none: predict with a model without goals"
+            )
+        self.model, self.kept_transitions, self.t, self.window = model, kept_transitions, 0, []
         self.cache = self._empty()
 
     def _empty(self) -> Cache:
-        cache = Cache()
-        cache.room = self.model.config.transition.D  # a sequence is a group of its own, and grows by these
-        return cache
+        """Return an empty cache that grows by one transition at a time."""
+        return Cache(spare_slots=self.model.config.transition.D)
 
     def read(self, ids: Tensor) -> Tensor:
-        """The next tokens, (S, n), none beyond the end of their transition -> logits (S, V) of the token after."""
-        logits = cache.read(self.model, ids, self.cache)[:, -1]
+        """Read the next tokens ids (S, n) and return the logits (S, V) of the token after them.
+
+        The tokens must belong to one transition.
+        """
+        logits = cache.decode(self.model, ids, self.cache)[:, -1]
         self.window.append(ids)
         D = self.model.config.transition.D
-        if self.cache.length % D == 0:
+        if self.model.config.transition.dimension(self.cache.length) == 0:
             self.t += 1
-            length = D * past(self.t, self.model.config.T, self.kept)
+            length = D * context_length(self.t, self.model.config.T, self.kept_transitions)
             if length < self.cache.length:
                 self.window, self.cache = [torch.cat(self.window, 1)[:, -length:]], self._empty()
-                # The next state's first token too is predicted from the shorter window.
-                logits = cache.read(self.model, self.window[0], self.cache)[:, -1]
+                # The first token of the next state is also predicted from the shorter window.
+                logits = cache.decode(self.model, self.window[0], self.cache)[:, -1]
         return logits
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """S sampled trajectories: states (S, steps + 1, N), the given ones first, and actions (S, steps, M), bin centres.
+    """Sampled trajectories, S of them, whose values are centres of bins.
 
-    predictive (steps, N, V): for the states after the first, the mean over samples of the model's distribution of
-    each dimension, given all that the sample had drawn before it.
+    states      (S, steps + 1, N), the given states first
+    actions     (S, steps, M)
+    predictive  (steps, N, V), for the states after the first: the model's distribution of each dimension, given all
+                tokens that a sample drew before it.  It is the mean over samples.
     """
 
     states: np.ndarray
     actions: np.ndarray
     predictive: np.ndarray
+
+
+def _tokens_to_read(tokenizer: Tokenizer, token: Tensor, dim: int, masked: Tensor | None) -> Tensor:
+    """Return what the model reads once the token (S, 1) of a dimension is known.
+
+    masked: (S, N) bool, the state dimensions that the model does not see, or None if it sees all.  For these it reads
+    the mask instead of the token.  With a reward it also reads the blank reward-to-go, so the result is (S, 2).
+    """
+    transition = tokenizer.transition
+    if masked is not None and dim < transition.N:
+        return torch.where(masked[:, dim, None], tokenizer.mask_ids[dim], token)
+    if dim == transition.reward:
+        return torch.cat([token, torch.full_like(token, tokenizer.blank)], 1)
+    return token
 
 
 @torch.inference_mode()
@@ -79,45 +105,44 @@ def rollout(
     tokenizer: Tokenizer,
     start: np.ndarray,
     steps: int,
-    kept: int,
-    rng: torch.Generator,
-    hidden: float = 0.0,
+    kept_transitions: int,
+    streams: Streams,
+    mask_probability: float = 0.0,
     progress: Callable[[int], None] | None = None,
 ) -> Prediction:
-    """Sample a trajectory of `steps` transitions from each first state, start (S, N).
+    """Sample a trajectory of `steps` transitions from each first state, start (S, N) in raw units.
 
-    Each token is drawn from the model given the tokens before it, as `Stream` reads them; rewards too, but
-    rewards-to-go never.  hidden: share of state dimensions that the model is not shown, drawn anew for every
-    sample and step; their values are drawn all the same.  progress is called with the steps done.
-    Raises ValueError if start cannot be tokenized or a model of hidden states is to see all, or the reverse.
+    Each token is drawn from the model, given the tokens before it as `WindowReader` reads them.  Rewards are drawn too,
+    but rewards-to-go are not.  Each state dimension is masked with `mask_probability`, independently for every sample
+    and step: its value is drawn, but the model does not see it.  streams: random numbers, one stream for all samples or
+    one for each of equal groups of them.  `progress` is called with the number of steps done.
+
+    Raises ValueError if start cannot be tokenized, if mask_probability is 0 for a masked model or above 0 for another
+    one, and as `WindowReader` does.
     """
-    transition, V = tokenizer.transition, tokenizer.V
-    if (hidden > 0) != model.config.missing:
-        raise ValueError(f"hidden={hidden}, but the model is of partly hidden states: {model.config.missing}")
-    device, stream = next(model.parameters()).device, Stream(model, kept)
+    transition = tokenizer.transition
+    if (mask_probability > 0) != model.config.masked:
+        raise ValueError(
+            f"mask_probability={mask_probability}, but the model's config has masked={model.config.masked}; "
+            "expected a probability above 0 for a masked model, and 0 for any other"
+        )
+    device, reader = next(model.parameters()).device, WindowReader(model, kept_transitions)
     first = tokenizer.encode(torch.as_tensor(start, dtype=torch.float64, device=device), transition.state)
     ids = first.new_empty(len(first), steps + 1, transition.D)
     ids[:, 0, transition.state] = first
-    predictive = torch.empty(steps, transition.N, V, device=device)
-    log_p = None
+    predictive = torch.empty(steps, transition.N, tokenizer.V, device=device)
+    masked = log_p = None
     for t in range(steps + 1):
-        unseen = torch.rand(first.shape, generator=rng, device=device) < hidden if hidden else None
-        for dim in range(transition.D if t < steps else transition.N):
-            is_state = dim < transition.N
-            if dim == transition.reward_to_go:
-                continue  # it was read together with r
-            if t and is_state:
+        if mask_probability:
+            masked = streams.uniform(*first.shape) < mask_probability
+        for dim in range(transition.N if t == steps else transition.D - transition.rewards):  # R is never drawn
+            if t and dim < transition.N:
                 # Departs from the paper: a marginal is the mean of predictive distributions, with no empty bins, not
                 # a histogram of samples.
                 predictive[t - 1, dim] = log_p.exp().mean(0)
-            if t or not is_state:
-                ids[:, t, dim] = search.sample(log_p, rng) + V * dim
-            token = ids[:, t, dim, None]
-            if is_state and hidden:
-                token = torch.where(unseen[:, dim, None], tokenizer.missing[dim], token)
-            elif dim == transition.reward:
-                token = torch.cat([token, torch.full_like(token, V * transition.reward_to_go)], 1)
-            log_p = stream.read(token).log_softmax(-1)
+            if t or dim >= transition.N:  # the first state is given
+                ids[:, t, dim] = search.sample(log_p, streams) + tokenizer.offset[dim]
+            log_p = reader.read(_tokens_to_read(tokenizer, ids[:, t, dim, None], dim, masked)).log_softmax(-1)
         if progress and t:
             progress(t)
     states = tokenizer.decode(ids[..., transition.state]).cpu().numpy()

@@ -1,0 +1,83 @@
+"""Tests of sets of rollouts: values beside the returns that followed, the best episodes, and memory by its sizes."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ttlib.data import Episodes
+from ttlib.environments import stepping
+from ttlib.pipeline import experiments, rollouts
+
+
+def episodes(returns):
+    """Return episodes of two steps with the returns given."""
+    n = len(returns)
+    rewards = np.repeat(np.array(returns, float) / 2, 2)
+    states = np.arange(2 * n, dtype=float)[:, None]
+    return Episodes(states, states[:, :1] * 0, rewards, np.arange(0, 2 * n + 1, 2), np.zeros(n, bool))
+
+
+@given(st.lists(st.integers(-9, 9), min_size=1, max_size=12), st.floats(0.05, 1))
+def test_the_best_fraction_has_the_greatest_returns(returns, fraction):
+    best = rollouts.top_episodes(episodes(returns), fraction)
+    count = max(1, round(fraction * len(returns)))
+    assert sorted(best.returns.tolist()) == sorted(returns)[-count:]
+
+
+def value_rows(terminal, method="tto", size="smoke"):
+    exp = replace(experiments.get("hopper-medium", "smoke", "released"), size=size)
+    run = stepping.Rollout(7, [], [], [1.0] * 600, {"value": [float(t) for t in range(600)]}, terminal)
+    return exp.bins.gamma, pd.DataFrame(rollouts.value_rows(rollouts.step_rows([run]), exp, method))
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_values_of_plans_are_beside_the_returns_that_followed(terminal):
+    g, rows = value_rows(terminal)
+    assert rows.t.tolist() == list(range(0, 600 if terminal else 596, 5))
+    for row in rows.itertuples():
+        told = [1.0] * (599 - row.t) + [-100.0 if terminal else 1.0]  # a fall costs what the model was told
+        assert row.achieved == pytest.approx(sum(g**k * r for k, r in enumerate(told)))
+        assert row.predicted == row.t
+    assert value_rows(terminal, "random_shooting")[1].achieved.iloc[0] == pytest.approx(sum(g**k for k in range(600)))
+
+
+def test_returns_whose_tail_is_unknown_are_left_out():
+    assert value_rows(terminal=False, size="laptop")[1].t.max() < 600 - rollouts.UNKNOWN_STEPS
+    assert value_rows(terminal=True, size="laptop")[1].t.max() == 595
+
+
+def run_out(error, monkeypatch, method="tto"):
+    """Run rollouts of an agent that raises an error, or asks for too much memory."""
+
+    def act(states):
+        raise error or torch.empty(2**60)
+
+    agent = SimpleNamespace(reset=lambda seeds: None, act=act)
+    env = SimpleNamespace(reset=lambda seed, options: (np.zeros(11), {}))
+    monkeypatch.setattr(rollouts, "transformer_agent", lambda *_: agent)
+    exp = experiments.get("hopper-medium", "smoke", "released")
+    rollouts.run_rollouts(exp, method, range(5), make=lambda: env)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), None])
+def test_out_of_memory_names_beams_environments_and_an_estimate(error, monkeypatch):
+    exp = experiments.get("hopper-medium", "smoke", "released")
+    plan, model = exp.plan, exp.model
+    searches = {"tto": (plan.beam_width * plan.expansions, plan.horizon), "imitation": (exp.width, exp.horizon)}
+    for method, (beams, horizon) in searches.items():
+        tokens = (exp.context + horizon) * model.transition.D
+        megabytes = 5 * beams * tokens * model.n_layer * 2 * model.d_model * 4 / 1e6  # keys and values in fp32
+        sizes = f"{beams} beams x 5 environments: .* {tokens} tokens take about {megabytes:.4g} MB"
+        with pytest.raises(MemoryError, match=sizes):
+            run_out(error, monkeypatch, method)
+
+
+def test_other_errors_stay_what_they_are(monkeypatch):
+    with pytest.raises(RuntimeError, match="something else"):
+        run_out(RuntimeError("something else"), monkeypatch)
