@@ -4,7 +4,7 @@
 # PYTHON  the Python, 3.11 or newer, that the environment is made from
 # TORCH_INDEX  one more package index, for a Linux machine without a GPU (PyPI's torch brings several GB of CUDA):
 #              make TORCH_INDEX=https://download.pytorch.org/whl/cpu all
-# EXECUTOR  where `make sweep` runs its jobs: inline, processes (the default), ray (a cluster, see page 14)
+# EXECUTOR  where `make sweep` runs its jobs: inline, processes (the default), ray (a cluster, see page 15)
 # ARGS    more arguments: make hopper ARGS="-p seeds=2", make test ARGS="-k tokens"
 PYTHON ?= python3
 SIZE ?= laptop
@@ -43,13 +43,13 @@ datasets_PAGE := 06_data
 own_PAGE := 07_your_own_data
 speed_PAGE := 08_speed
 one_step_PAGE := 09_one_step
-horizon_PAGE := 09_long_horizon
-attention_PAGE := 10_attention
-offline_PAGE := 11_offline_rl
-imitation_PAGE := 12_imitation
-ablations_PAGE := 13_ablations
-cluster_PAGE := 14_cluster
-ledger_PAGE := 15_claims
+horizon_PAGE := 10_long_horizon
+attention_PAGE := 11_attention
+offline_PAGE := 12_offline_rl
+imitation_PAGE := 13_imitation
+ablations_PAGE := 14_ablations
+cluster_PAGE := 15_cluster
+ledger_PAGE := 16_claims
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -91,13 +91,13 @@ datasets: ## page 06: the data
 own: ## page 07: your own data
 speed: ## page 08: the speed of planning and training
 one_step: ## page 09: one step ahead
-horizon: ## page 09: long-horizon prediction
-attention: ## page 10: attention maps, their scores, a viewer
-offline: ## page 11: nine datasets
-imitation: ## page 12: imitation
-ablations: ## page 13: one change at a time
-cluster: ## page 14: the sweep on a cluster, and what it costs
-ledger: ## page 15: the paper's claims, and whether they hold
+horizon: ## page 10: long-horizon prediction
+attention: ## page 11: attention maps, their scores, a viewer
+offline: ## page 12: nine datasets
+imitation: ## page 13: imitation
+ablations: ## page 14: one change at a time
+cluster: ## page 15: the sweep on a cluster, and what it costs
+ledger: ## page 16: the paper's claims, and whether they hold
 
 $(PAGES): $(STAMP)
 	$(BIN)/python notebooks/run.py $($@_PAGE).py --size $(SIZE) --mode $(MODE) $(ARGS)

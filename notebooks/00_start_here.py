@@ -52,13 +52,14 @@ figures.style()
 # | [Data](06_data.py) | each dataset beside the published one, two versions of the physics, the humanoid, time limits | Section 5 |
 # | [Your own data](07_your_own_data.py) | the same method on arrays of yours | |
 # | [Speed](08_speed.py) | what a plan and a training cost, and what is fast enough for real time | Section 5 |
-# | [Long-horizon prediction](09_long_horizon.py) | predicted humanoids, beside an ensemble | Figures 1 and 2, Appendix B |
-# | [Attention](10_attention.py) | where attention heads look, with a score for each head and a viewer | Figure 3 |
-# | [Nine datasets](11_offline_rl.py) | offline reinforcement learning, ours beside published results | Figure 4, Table 1 |
-# | [Imitation](12_imitation.py) | beams over likelihood, of several lengths | Section 4.2 |
-# | [Ablations](13_ablations.py) | the planner with one change at a time | Sections 3.2, 4.2 |
-# | [The sweep on a cluster](14_cluster.py) | Table 1 as jobs, on two cores or many GPUs | Table 1, Appendix A |
-# | [The ledger](15_claims.py) | each claim of the paper, and whether it holds here | all sections |
+# | [One step ahead](09_one_step.py) | a Transformer and an ensemble, before errors can compound | Section 4.1 |
+# | [Long-horizon prediction](10_long_horizon.py) | predicted humanoids, beside an ensemble | Figures 1 and 2, Appendix B |
+# | [Attention](11_attention.py) | where attention heads look, with a score for each head and a viewer | Figure 3 |
+# | [Nine datasets](12_offline_rl.py) | offline reinforcement learning, ours beside published results | Figure 4, Table 1 |
+# | [Imitation](13_imitation.py) | beams over likelihood, of several lengths | Section 4.2 |
+# | [Ablations](14_ablations.py) | the planner with one change at a time | Sections 3.2, 4.2 |
+# | [The sweep on a cluster](15_cluster.py) | Table 1 as jobs, on two cores or many GPUs | Table 1, Appendix A |
+# | [The ledger](16_claims.py) | each claim of the paper, and whether it holds here | all sections |
 
 # %% [markdown]
 # Pages 01 to 03 explain the method, and pages 04 and 05 use it. Readers with data of their own may go to page 07 after
@@ -133,7 +134,7 @@ plt.show()
 # %% [markdown]
 # Two *profiles* run through the same code. `v1` follows the text of the paper, and `released` follows the authors'
 # later code. The profiles differ in their bins, in their rewards and in how the search proposes actions.
-# [Hopper](05_hopper.py) lists the differences, and [Nine datasets](11_offline_rl.py) compares the scores.
+# [Hopper](05_hopper.py) lists the differences, and [Nine datasets](12_offline_rl.py) compares the scores.
 #
 # There are three *sizes*. `smoke` tells whether everything runs, and its numbers mean nothing. `laptop`, the default,
 # tells whether an effect shows. `paper` has the paper's models and needs a GPU. Every figure that is not of size

@@ -83,7 +83,7 @@ pd.DataFrame({name: specification(e) for name, e in models.items()})
 # %% [markdown]
 # The first column is our reading of Section 3.1 and Appendix A. The paper states 80 epochs but not what an epoch is. We
 # take it as every start of a window once, in a million steps. To train on so many tokens in the 6 to 12 hours of
-# Appendix A would need about the full speed of the paper's GPU, as [page 14](14_cluster.py) calculates.
+# Appendix A would need about the full speed of the paper's GPU, as [page 15](15_cluster.py) calculates.
 #
 # :::{admonition} Departures from the paper
 # LayerNorm is *before* each sublayer, as in the authors' code, and not after it as in GPT. The model of this page is

@@ -344,7 +344,7 @@ Markdown(
     f"Profile `v1`, which follows the paper's text, plans {compared} than sampling from the same model does "
     f"({plans:.0f} against {samples:.0f}), and {fallen}. Among the trainings tried, plans beat the data's mean only "
     f"from {many:.0f} million tokens on.\n\n"
-    "[Nine datasets](11_offline_rl.py) trains other models on the same dataset, with shorter windows, and plans with "
+    "[Nine datasets](12_offline_rl.py) trains other models on the same dataset, with shorter windows, and plans with "
     "other settings. Its scores therefore differ from those above."
 )
 

@@ -186,7 +186,7 @@ peers.style.format("{:.3g} s", na_rep="–")
 # %% [markdown]
 # In the tables, `O` is a model of the size of the authors' code, and `P` is one of the paper's size (6 heads, 192
 # wide). With several environments, all of them plan in one batch, and times are per decision. *Random shooting* tries
-# as many transitions as the fast search, in the single-step ensemble of [the Table 1 page](11_offline_rl.py).
+# as many transitions as the fast search, in the single-step ensemble of [the Table 1 page](12_offline_rl.py).
 
 
 # %% tags=["remove-input", "hide-output"] mystnb={"code_prompt_show": "Table: every search that was timed", "code_prompt_hide": "Hide the table"}

@@ -11,7 +11,7 @@
 # %% [markdown]
 # # One step ahead
 #
-# **What this page shows.** [The next page](09_long_horizon.py) compares a Transformer with an ensemble of single-step
+# **What this page shows.** [The next page](10_long_horizon.py) compares a Transformer with an ensemble of single-step
 # models over 100 steps. If the ensemble were a poor model of a single step, its failure over many steps would say
 # nothing. So we first compare both one step ahead, before errors can compound.
 #

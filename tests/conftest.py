@@ -31,7 +31,7 @@ def without_gradients():
         yield
 
 
-def refuses_to_work(*_):
+def refuses_to_work(*_, **__):
     raise AssertionError("this was called")
 
 

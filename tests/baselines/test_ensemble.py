@@ -108,9 +108,7 @@ def test_bad_configs_are_refused(options, match):
         EnsembleConfig(**options)
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"rewards": True}, {"mask_probability": 0.5}, {"mask_probability": 0.5, "rewards": True}
-])
+@pytest.mark.parametrize("options", [{}, {"rewards": True}, {"mask_probability": 0.5, "rewards": True}])
 def test_members_in_one_batch_are_members_alone(options):
     data = random_transitions(masked="mask_probability" in options)
     model = random_ensemble(data, **options).double()

@@ -307,9 +307,8 @@ def test_a_changed_verdict_is_told_and_written(tmp_path):
     assert [line.split(":")[0] for line in changed(ledger, found)] == ["slower, size paper"]
     record(ledger, found, path)
     pairs = zip(PATH.read_text().splitlines(), path.read_text().splitlines(), strict=True)
-    assert [new for old, new in pairs if new != old] == [
-        f'expected = {{ laptop = "{LEDGER["slower"].expected["laptop"]}", paper = "{other}" }}'
-    ]
+    line = f'expected = {{ laptop = "{LEDGER["slower"].expected["laptop"]}", paper = "{other}" }}'
+    assert [new for old, new in pairs if new != old] == [line]
     assert not changed(load(path), found)
 
 

@@ -136,7 +136,6 @@ def test_a_regenerated_file_is_its_parts_whatever_the_processes(tmp_path, monkey
              for (s, _), at, to, seed in zip(runs, cut[:-1], cut[1:], seeds, strict=True)]
     hdf5.write(tmp_path / "here", {k: np.concatenate([part[k] for part in parts]) for k in parts[0]})
     assert (tmp_path / "pool").read_bytes() == (tmp_path / "here").read_bytes()
-
     arrays = hdf5.read(tmp_path / "pool")
     assert set(arrays) == {*KEYS, "infos/qpos", "infos/qvel"}
     assert all(len(column) == 203 for column in arrays.values())

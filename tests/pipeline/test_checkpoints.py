@@ -29,15 +29,11 @@ def test_the_recorded_loss_is_reproduced(shipped):
     assert nats == pytest.approx(loaded.about["held_out_nats"], abs=1e-4)
 
 
-def test_the_key_is_that_of_the_experiment_of_its_name(shipped):
+def test_key_config_and_number_format_are_those_of_the_experiment_of_its_name(shipped):
     folder, loaded, exp = shipped
     assert folder.name == f"{exp.label}-{exp.size}"
     assert loaded.about["key"] == store.model_key(exp)
     assert loaded.model.config == exp.model and loaded.tokenizer.V == exp.bins.V
-
-
-def test_weights_are_bf16_numbers_on_finite_bins(shipped):
-    _, loaded, _ = shipped
     assert all((p == p.bfloat16().float()).all() for p in loaded.model.parameters())
     assert loaded.tokenizer.centres.isfinite().all() and (loaded.tokenizer.width > 0).all()
 

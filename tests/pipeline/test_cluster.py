@@ -16,8 +16,7 @@ PATIENCE = 600.0  # seconds, for a busy machine
 SAME = {"OMP_NUM_THREADS": "1", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 # Ray gives up a dead node after seconds instead of a minute.  The other settings keep a busy machine from looking dead.
 SETTINGS = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 20,
-            "raylet_rpc_server_reconnect_timeout_s": 5, "worker_register_timeout_seconds": 600,
-            "worker_niceness": 0}  # fmt: skip
+            "raylet_rpc_server_reconnect_timeout_s": 5, "worker_register_timeout_seconds": 600, "worker_niceness": 0}
 
 
 @pytest.fixture
@@ -73,7 +72,6 @@ def test_a_killed_worker_and_a_killed_node_cost_their_jobs_alone(cluster, tmp_pa
     assert alone.wait(PATIENCE) == 0, alone.communicate()
     expected = numbers(tmp_path / "alone")
     assert len(expected) == len(jobs.jobs("smoke", "hopper-expert"))
-
     nodes = list(cluster.worker_nodes)
     sweeping = start(tmp_path / "driver", "--executor", "ray", RAY_ADDRESS=cluster.address)
     try:

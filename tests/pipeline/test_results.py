@@ -211,8 +211,7 @@ def test_figures_are_byte_equal_on_repetition(elsewhere):
 
 
 @pytest.mark.parametrize("titles", [
-    {}, {"title": "Returns"}, {"title": "Returns (laptop)"},
-    {"suptitle": "Returns"}, {"suptitle": "Returns (laptop)"}])
+    {}, {"title": "Returns"}, {"title": "Returns (laptop)"}, {"suptitle": "Returns"}, {"suptitle": "Returns (laptop)"}])
 def test_a_figure_below_paper_size_says_so(elsewhere, titles):
     with pytest.raises(ValueError, match="figure a: its title must say that it is of size smoke"):
         results.save_figure(picture(**titles), "a", "smoke")

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import refuses_to_work
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -111,11 +112,8 @@ def test_a_finished_sweep_leaves_nothing_for_the_table_to_compute(monkeypatch, t
     assert swept(MODEL, *runs) == {}
     rows = [row for run in runs for row in run.rows()]
 
-    def never(*_, **__):
-        raise AssertionError("computed again")
-
-    monkeypatch.setattr(rollouts, "run_rollouts", never)
-    monkeypatch.setattr(store, "train_model", never)
+    monkeypatch.setattr(rollouts, "run_rollouts", refuses_to_work)
+    monkeypatch.setattr(store, "train_model", refuses_to_work)
     monkeypatch.setattr(rollouts, "expected_minutes", lambda runs: 0.0)
     monkeypatch.setattr(places, "folder", lambda size: tmp_path / "figures" / size)
     table = rollouts.table("t", "smoke", runs)

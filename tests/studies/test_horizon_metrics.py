@@ -234,16 +234,6 @@ def test_a_lead_is_the_mean_difference_on_the_same_references():
     assert np.allclose(shared[columns], 3.0)
 
 
-def test_oracle_and_uniform_are_rows_like_those_of_models():
-    rng = np.random.default_rng(0)
-    grid = random_grid(rng)
-    table = pd.DataFrame(horizon_metrics.bounds(grid, around(grid, rng, 5, 4), panel="masked", scoring="mixture"))
-    for model, score in (("oracle", horizon_metrics.oracle(grid)), ("uniform", horizon_metrics.uniform(grid))):
-        chosen = table[table.model == model]
-        assert len(chosen) == 4
-        assert chosen[["log_likelihood", "low", "high"]].to_numpy() == pytest.approx(np.full((4, 3), score))
-
-
 @given(seed=seeds)
 def test_horizons_are_where_the_gap_to_the_simulator_first_opens(seed):
     rng = np.random.default_rng(seed)

@@ -313,7 +313,7 @@ Markdown(
 # ```{exercise} A Markovian map
 # :label: attention-markov
 #
-# The Markovian Transformer of [the page on long horizons](09_long_horizon.py) reads two transitions, the previous and
+# The Markovian Transformer of [the page on long horizons](10_long_horizon.py) reads two transitions, the previous and
 # the current one. Think before you draw the map of one of its heads. Where can it be above zero? How large can `markov`
 # and `striated` be? Which score says how much the head uses the previous transition?
 # ```
