@@ -25,7 +25,6 @@
 size = "laptop"
 
 # %% tags=["hide-input"]
-import time
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -193,7 +192,6 @@ def probability_of_1(dim: int, place: torch.Tensor, action: torch.Tensor):
     number = (earned if dim == tiny.reward else to_go)[place, action]
     return (number - low) / (high - low)
 
-
 # %% tags=["hide-input"]
 class Corridor:
     """The `advance` and `select_plans` of this world, for sequences that begin at place 0."""
@@ -217,7 +215,6 @@ class Corridor:
     def select_plans(self, rows):
         self.place = self.place.view(len(rows), -1).gather(1, rows).flatten()[:, None]
         self.action = self.action.view(len(rows), -1).gather(1, rows).flatten()[:, None]
-
 
 # %%
 def first_action(horizon: int, beam_width: int, use_reward_to_go: bool) -> str:
@@ -404,36 +401,8 @@ choice.style.format("{:.2f}")
 # model, and the search picks this noise. There is a second caution. The data mix policies of different quality, so an
 # action also tells *who* acts. A part of a predicted value may come from that, and not from what the action does.
 #
-# ## What a decision costs
-#
-# Because of the cache, each token of each plan is read once. Every candidate has one token for $r$. Only plans that are
-# kept and continued have a token for $R$. With a context of $p$ transitions, `v1` reads
-#
-# $$pD + N + BK(M + 1) + (h - 1)\,\bigl(B + BK\,(N + M + 1)\bigr)$$ (eq-cost)
-#
-# tokens, as long as $BK \le V$. `released` predicts one state for each plan, so in the last term $N$ counts only $B$
-# times. The table counts the tokens that the model really reads for the decision above, which has no context:
-
-# %% tags=["hide-input"]
-N, M, rows = transition.N, transition.M, []
-for profile, e in profiles.items():
-    counts, plan = [], e.plan
-    count = lambda model, inputs, counts=counts: counts.append(inputs[0].numel())  # noqa: E731
-    hook, began = models[profile].register_forward_pre_hook(count), time.perf_counter()
-    with torch.inference_mode():
-        control.ByReward(plan)(decoder(profile), control.Streams([0]))
-    seconds = time.perf_counter() - began
-    hook.remove()
-    B, K, h, beam = plan.beam_width, plan.expansions, plan.horizon, plan.proposal == "beam"
-    first, states = (min(B * K, exp.bins.V), N * B * K) if beam else (B * K, N * B)
-    assert sum(counts) == N + first + B * K * M + (h - 1) * (B + states + B * K * (M + 1))
-    rows.append([profile, B, K, h, sum(counts), len(counts), seconds])
-names = ["profile", "beam width B", "expansions K", "horizon h", "tokens read", "passes", "seconds here"]
-pd.DataFrame(rows, columns=names).style.hide(axis="index").format({"seconds here": "{:.2f}"})
-
-# %% [markdown]
-# A step of hopper lasts 8 ms in the simulator. [Speed](08_speed.py) tells which searches are fast enough for that. Many
-# environments in one batch share the passes.
+# What does a decision cost? The cache lets each token of each plan be read once. A step of hopper lasts 8 ms in the
+# simulator, and [Speed](08_speed.py) tells which searches are fast enough for that.
 #
 # ## What we saw
 

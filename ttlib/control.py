@@ -15,19 +15,17 @@ from ttlib.tokenizer import Tokenizer
 
 
 class Streams:
-    """Random numbers for E environments, each from a generator with a seed.
-
-    So a rollout with a seed is the same whatever runs beside it.
-    """
+    """Random numbers of E environments: what runs beside a rollout changes none."""
 
     def __init__(self, seeds: Collection[int], device="cpu"):
         self.generators = [torch.Generator(device).manual_seed(s) for s in seeds]
 
     def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return uniform numbers (E * n, ...), in the order of environments."""
-        each, how = (shape[0] // len(self.generators), *shape[1:]), {"dtype": dtype}
-        draw = lambda g: torch.rand(each, generator=g, device=g.device, **how)  # noqa: E731
-        return torch.cat([draw(generator) for generator in self.generators])
+        each, numbers = (shape[0] // len(self.generators), *shape[1:]), []
+        for g in self.generators:
+            numbers.append(torch.rand(each, generator=g, dtype=dtype, device=g.device))
+        return torch.cat(numbers)
 
     def select(self, going_on: Collection[bool]) -> None:
         """Keep the environments that go on.  (E,) bool"""

@@ -50,8 +50,7 @@ def _sorted(x: Tensor) -> Tensor:
 def sample(log_p: Tensor, streams, drop_probability=0.0) -> Tensor:
     """Draw bins from `filtered` log-probabilities.  (G, ..., V) -> (G, ...)
 
-    streams: random numbers, see `control.Streams`.  Inverting the cumulative
-    distribution takes half the time of `multinomial`.  NaN gives any valid bin.
+    streams: see `control.Streams`.  NaN gives an arbitrary valid bin.
     """
     up_to = filtered(log_p, drop_probability).softmax(-1).cumsum(-1)
     u = streams.uniform(*up_to.shape[:-1], 1, dtype=up_to.dtype)

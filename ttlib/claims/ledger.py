@@ -18,7 +18,6 @@ from ttlib.pipeline import places
 
 LEDGER = places.ROOT / "data" / "claims.toml"
 SIZES = ("laptop", "paper")  # results of size smoke mean nothing
-
 REPRODUCED, TREND, NOT_HERE, NOT, UNTESTED = VERDICTS = (
     "reproduced", "trend only", "not at this size", "not reproduced", "not tested"
 )  # fmt: skip

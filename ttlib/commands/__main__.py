@@ -121,14 +121,7 @@ def judge(_: str) -> None:
     files.write_aside(readme, lambda aside: aside.write_text(text))
 
 
-COMMANDS = {
-    "data": make_data,
-    "estimate": estimate,
-    "table1": table1,
-    "ship": ship,
-    "claims": judge,
-    "curve": curve,
-}
+COMMANDS = {"data": make_data, "estimate": estimate, "table1": table1, "ship": ship, "claims": judge, "curve": curve}
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Where the checkout is: data, figures and pages lie beside the package, not inside it."""
+"""The checkout: data, figures and pages lie beside the package, not inside it."""
 
 from pathlib import Path
 

@@ -25,7 +25,6 @@ MAX_STEPS = 100  # actions in an episode at most
 NOISE = 0.3  # standard deviation of the noise on the demonstrator's actions
 MARGIN = 0.25  # distance that the demonstrator keeps from the corners of doors, along each axis
 SLACK = 0.1  # the longest detour that the demonstrator accepts to avoid a nearby waypoint
-
 MIDDLE_X, LEFT_Y, RIGHT_Y = 5.0, 5.0, 4.5  # centre lines of the inner walls
 LOWER, UPPER, LEFT, RIGHT = 1.0, 8.75, 1.0, 9.0  # centres of the doors along their walls
 DOORS = np.array([(MIDDLE_X, LOWER), (MIDDLE_X, UPPER), (LEFT, LEFT_Y), (RIGHT, RIGHT_Y)])

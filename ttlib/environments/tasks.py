@@ -10,14 +10,7 @@ import numpy as np
 
 # The reward and the termination of -v4 are those of D4RL's -v2 tasks.  Version -v5 changes the friction of Walker2d and
 # the reward of the step that ends an episode.
-TASKS = {
-    "hopper": "Hopper-v4",
-    "walker2d": "Walker2d-v4",
-    "halfcheetah": "HalfCheetah-v4",
-    "humanoid": "Humanoid-v5",
-}
-
-
+TASKS = {"hopper": "Hopper-v4", "walker2d": "Walker2d-v4", "halfcheetah": "HalfCheetah-v4", "humanoid": "Humanoid-v5"}
 # The meaning of each dimension of a transition.
 MEANING = {
     "hopper": (
@@ -27,19 +20,11 @@ MEANING = {
         "reward", "reward-to-go",
     )
 }  # fmt: skip
-
-
 D4RL_TASKS = ("hopper", "walker2d", "halfcheetah")
-
-
 # Inertias, velocities of masses, actuator forces and contact forces are left out of the humanoid's observation.  The
 # 45 numbers that remain are qpos[2:] and qvel.
 _HUMANOID = {f"include_{name}_in_observation": False for name in ("cinert", "cvel", "qfrc_actuator", "cfrc_ext")}
-
-
 MAX_STEPS = 1000  # the time limit of every simulated robot, in steps
-
-
 PHYSICS = ("modern", "d4rl")  # MuJoCo as installed, and as it was when D4RL's files were recorded
 
 

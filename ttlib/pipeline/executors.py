@@ -1,4 +1,4 @@
-"""Where calls run: in this process, in several processes, or on a Ray cluster.
+"""Places where calls run: in this process, in several processes, or on a Ray cluster.
 
 A worker that dies loses one call and no other.
 """
@@ -18,7 +18,6 @@ import torch
 from ttlib.datasets import regenerated
 
 JOINING = 600.0  # seconds to join a cluster that answers; after them the process ends with a traceback
-
 Call = Callable[[], object]
 
 

@@ -141,7 +141,6 @@ PLANNED = "*-medium *-medium-replay *-medium-expert *-uniform-bins *-finer-state
 SMALL = dict(optimiser="muon", lr=5e-3, betas=(0.9, 0.95), weight_decay=0.1, clip=1.0, warmup=100)
 AUTHORS_ADAMW = dict(optimiser="adamw", lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1, clip=1.0, final_lr=0.1)
 LONGER = dict(embedding_length_scale=30.0, tokens=21_600_000)  # as many tokens, and so minutes, for each robot
-
 # (names, sizes, profiles, settings, reason).  An experiment is made by all layers that fit it, from top to bottom: a
 # later layer overrides an earlier one.  Names of robots' datasets are given without -v2.  Settings are fields of the
 # configs above, and of ModelConfig, TrainConfig and Plan (`plan_horizon`); `seeds` is how many rollouts; T may be given

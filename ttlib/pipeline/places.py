@@ -1,4 +1,4 @@
-"""Where the checkout keeps things, the sizes of an experiment, and what a run may compute."""
+"""The folders of the checkout, the sizes of an experiment, and what a run may compute."""
 
 import os
 from pathlib import Path

@@ -17,7 +17,6 @@ from ttlib.tokenizer import Transition
 # A head is Markovian if states give more than this fraction of their weight to the transition before.
 # The threshold is ours.
 MARKOV = 0.5
-
 # A head is striated if states give their own dimension, two or more transitions back, at least this many times the
 # weight that uniform attention gives it.  The threshold is ours.
 STRIATED = 3.0
