@@ -24,7 +24,8 @@ class Streams:
         """Return uniform numbers (E * n, ...), in the order of environments."""
         each, numbers = (shape[0] // len(self.generators), *shape[1:]), []
         for g in self.generators:
-            numbers.append(torch.rand(each, generator=g, dtype=dtype, device=g.device))
+            how = {"generator": g, "dtype": dtype, "device": g.device}
+            numbers.append(torch.rand(each, **how))
         return torch.cat(numbers)
 
     def select(self, going_on: Collection[bool]) -> None:

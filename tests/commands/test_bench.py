@@ -64,7 +64,7 @@ def test_the_planner_without_a_cache_finds_the_same_plans(proposal):
     for decoder in (bench.Uncached(model, bins, ids), control.Decoder(model, bins, ids)):
         streams = control.Streams(range(3))
         plans.append(search.maximise(decoder.advance, decoder.select_plans, decoder.log_p, bins, plan, streams))
-    assert (plans[0].bins == plans[1].bins).all() and torch.allclose(plans[0].value, plans[1].value, atol=1e-9)
+    assert (plans[0].bins == plans[1].bins).all() and torch.allclose(*(p.value.float() for p in plans), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["planning", "training"])
@@ -118,9 +118,6 @@ def test_rows_are_different_and_planned_in_fp32(size, whole):
         rows = jobs(size, whole)
         assert rows and (size == "smoke" or len(set(rows)) == len(rows))
         assert name == "training" or {row.dtype for row in rows} == {"float32"}
-
-
-def test_the_code_of_a_row_names_files_that_exist():
     assert all((places.ROOT / "ttlib" / f"{part}.py").exists() for part in bench.CODE)
 
 

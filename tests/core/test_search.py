@@ -145,6 +145,13 @@ def maximise(row, starts, bins, plan, seed=0):
     return search.maximise(table.advance, table.select_plans, table.log_p, bins, plan, streams)
 
 
+def test_extended_sequences_are_those_of_their_parents():
+    log_p, parents = torch.randn(2, 3, 4, generator=rng()).log_softmax(-1), torch.tensor([[2, 2], [0, 1]])
+    found, best = search.extend(None, log_p, parents, 1, lambda p: p.argmax(-1)), log_p.max(-1)
+    assert (found.bins[..., 0] == best.indices.gather(1, parents)).all() and (found.parents == parents).all()
+    assert torch.equal(found.log_p, best.values.gather(1, parents))
+
+
 def fed(plans, transition):
     """Return the tokens (E, B, L) of plans as they were fed: R as 0."""
     dims = (torch.arange(plans.bins.shape[2]) + transition.N) % transition.D

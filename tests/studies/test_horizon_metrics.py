@@ -73,8 +73,7 @@ def test_a_constant_dimension_changes_no_score():
     assert score == pytest.approx(horizon_metrics.log_likelihood(alone, mass[:, :1], 9, references[..., :1]))
     assert horizon_metrics.oracle(grid) == pytest.approx(horizon_metrics.oracle(alone))
     assert horizon_metrics.uniform(grid) == pytest.approx(horizon_metrics.uniform(alone))
-    outside = Grid.out_of_range
-    assert outside(grid, references) == pytest.approx(outside(alone, references[..., :1]))
+    assert grid.out_of_range(references) == pytest.approx(alone.out_of_range(references[..., :1]))
 
 
 @given(seed=seeds, n=st.integers(1, 12))

@@ -82,5 +82,4 @@ def test_a_markovian_window_scores_its_second_transition_and_the_first_of_an_epi
     opens = torch.zeros(len(ids), dtype=torch.bool)
     opens[torch.from_numpy(episodes.starts[:-1])] = True
     assert (weight[opens, :D] == 1).all() and (weight[~opens, :D] == 0).all()
-    # Every token of every episode is scored exactly once.
-    assert weight.sum() == len(episodes.states) * D
+    assert weight.sum() == len(episodes.states) * D  # every token of every episode is scored once

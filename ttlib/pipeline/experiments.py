@@ -1,6 +1,7 @@
 """Every experiment of every size and profile, as frozen configs that one table gives (`LAYERS`)."""
 
 import difflib
+import re
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 
@@ -288,6 +289,10 @@ def make(name: str, size: str, profile: str, data: DataConfig, transition: Trans
 
 def get(name: str, size: str = "laptop", profile: str = "v1") -> Experiment:
     """Return the experiment of that name.  Raises ValueError that lists the known names, sizes or profiles."""
+    if point := re.fullmatch(r"([\w-]+-medium-expert)-(\d+)k-(\d+)m", name):  # of the scaling curve
+        exp, steps, tokens = get(point[1], size, profile), int(point[2]) * 1000, int(point[3]) * 1_000_000
+        train = replace(exp.train, updates=tokens // (exp.train.batch * exp.model.max_tokens))
+        return replace(exp, name=name, data=replace(exp.data, steps=steps), train=train)
     if name not in NAMES:
         near = difflib.get_close_matches(name, NAMES, n=1)
         raise ValueError(f"unknown experiment {name!r}{f' (did you mean {near[0]!r}?)' if near else ''}: {names()}")
@@ -377,10 +382,8 @@ def curve(size: str) -> list[Experiment]:
     exps = []
     for steps, tokens, seed in CURVE:
         for name in ("walker2d-medium-expert", "hopper-medium-expert"):
-            exp = get(name, size, "released")
-            updates = tokens * 1_000_000 // (exp.train.batch * exp.model.max_tokens)
-            data, train = replace(exp.data, steps=steps), replace(exp.train, updates=updates, seed=seed)
-            exps.append(replace(exp, name=f"{name}-{steps // 1000}k-{tokens}m", data=data, train=train))
+            exp = get(f"{name}-{steps // 1000}k-{tokens}m", size, "released")
+            exps.append(replace(exp, train=replace(exp.train, seed=seed)))
     return exps
 
 
