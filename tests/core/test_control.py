@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ttlib import control, search, tokenizer
+from ttlib import checkpoint, control, search, tokenizer
 from ttlib.baselines.agents import BySampling
 from ttlib.control import ByLikelihood, ByReward, Decoder, Streams, TransformerAgent
+from ttlib.pipeline import packing, store
 from ttlib.search import Plan
 from ttlib.tokenizer import Transition
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
+TRAINED = store.SHIPPED / "hopper-long-released-laptop"
 WORLD, BARE = Transition(2, 1), Transition(2, 1, rewards=False)
 
 
@@ -71,6 +73,22 @@ def test_decoder_is_the_uncached_model(dtype, tolerance, transition, prefix, dra
         found = decoder.advance(bins, given_parents)
         assert torch.allclose(found, slow.advance(bins, parents), atol=tolerance)
         fed += 1
+
+
+@pytest.mark.skipif(not TRAINED.exists(), reason=f"{TRAINED} is not there: `make ship` puts it there")
+@pytest.mark.parametrize("past", [0, 1])
+def test_a_trained_model_plans_alike_with_and_without_a_cache(past):
+    """The 100 decisions start at held-out states after `past` transitions."""
+    made = checkpoint.load(TRAINED, "cpu", packing.weights(TRAINED))
+    plan = Plan(2, 2, 2, proposal="sample", drop_probability=0.0, reward_in_R=False)
+    D, N, bins = made.tokenizer.transition.D, made.tokenizer.transition.N, made.tokenizer
+    ids = torch.cat([store.held_out(made)[0][:50, t * D : (t + past) * D + N] for t in (0, 5)])
+    ids = made.model.model_input(ids)
+    plans = [maximise(d, bins, plan) for d in (Decoder(made.model, bins, ids), Uncached(made.model, ids, bins.V))]
+    assert len(ids) == 100 and (plans[0].bins == plans[1].bins).all()
+    scale = float(plans[1].value.std())  # a value near zero is a difference of large ones
+    assert torch.allclose(plans[0].value, plans[1].value, rtol=0, atol=1e-5 * scale)
+    assert len(plans[0].bins[:, 0, : made.tokenizer.transition.M].unique(dim=0)) > 50  # they do differ
 
 
 def test_a_search_reads_no_token_that_it_does_not_need():

@@ -30,6 +30,14 @@ def along(p, q, samples):
     return (p + np.linspace(0, 1, samples)[:, None] * (q - p)).astype(np.float32)
 
 
+def walk(position, goal, policy):
+    """Return the last positions under policy(position, goal), standing still at the goal.  (n, 2)"""
+    for _ in range(four_rooms.MAX_STEPS):
+        stay = four_rooms.reached(position, goal)[:, None]
+        position = np.where(stay, position, four_rooms.move(position, policy(position, goal)))
+    return position
+
+
 @pytest.fixture(scope="module")
 def data():
     return four_rooms.demonstrations(1000, seed=0)
@@ -125,6 +133,12 @@ def test_demonstrator_reaches_goals_by_nearly_shortest_paths(data, episodes):
     assert (walked >= shortest - 1e-9).all()
     assert (walked / shortest).mean() < 1.15
     assert (walked / four_rooms.shortest_path(position[first], goal[first])).mean() < 1.1
+
+
+def test_walking_straight_fails_on_most_pairs_that_cross_rooms():
+    start, goal = pairs(2000)
+    there = four_rooms.reached(walk(start, goal, four_rooms.straight), goal)
+    assert there[four_rooms.rooms_crossed(start, goal) > 0].mean() <= 0.3
 
 
 def test_straight_never_overshoots():
