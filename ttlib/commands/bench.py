@@ -32,7 +32,7 @@ from ttlib import control, cpu, files, search, tokenizer, train
 from ttlib.baselines import cloning, shooting
 from ttlib.baselines.ensemble import Ensemble
 from ttlib.model import GPT, ModelConfig
-from ttlib.pipeline import cpu_training, experiments, keys, places, provenance, store
+from ttlib.pipeline import cpu_training, experiments, keys, places, provenance, results, store
 
 WINDOW, PAST = 20, 5  # transitions
 TASKS = {"hopper": experiments.HOPPER, "halfcheetah": experiments.HALFCHEETAH}
@@ -455,8 +455,9 @@ def fill(name: str, size: str, jobs: list) -> None:
         table = pd.DataFrame(rows)
         table = exponents(table) if name == "scaling" else beside_published(table, name)
         files.write_aside(path, functools.partial(table.to_csv, index=False, float_format="%.4g"))
-        values = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()]
-        print(f"{name} {i}/{len(jobs)}:", *values, flush=True)
+        known = {key: value for key, value in row.items() if not pd.isna(value)}
+        shown = (f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in known.items())
+        results.say(f"{name} {i} of {len(jobs)}: " + ", ".join(shown))
     record(name, size, time.perf_counter() - start)
 
 
