@@ -58,22 +58,8 @@ figures.style()
 # The score is D4RL's, $100\,(\text{return} - \text{random}) / (\text{expert} - \text{random})$. D4RL measured the two
 # constants with the physics of its time. On today's MuJoCo a score is only approximately comparable.
 
-
 # %% tags=["hide-input"]
-def described(configs: list) -> pd.DataFrame:
-    """Return one row for each dataset, from the table of page 06 if it has them, else from the episodes."""
-    path, names = places.folder(size) / "datasets.csv", [config.name for config in configs]
-    if path.exists() and set(names) <= set((table := pd.read_csv(path, index_col="dataset")).index):
-        return table.loc[names]
-    rows = []
-    for config in configs:
-        episodes = store.dataset(config)
-        rows.append({"dataset": config.name, "episodes": len(episodes), "mean": episodes.returns.mean(),
-                     "max": episodes.returns.max(), "fell": episodes.terminal.mean()})  # fmt: skip
-    return pd.DataFrame(rows).set_index("dataset")
-
-
-data = described([exp.data for exp in v1.values()])
+data = offline_rl.described(size, [exp.data for exp in v1.values()])
 data["score"] = [tasks.score(v1[name].data.task, data.loc[name, "mean"]) for name in NAMES]
 HEADS = {"episodes": "episodes", "mean": "mean return", "max": "best return", "score": "score of the mean return",
          "fell": "episodes that end in a fall"}  # fmt: skip
@@ -405,7 +391,7 @@ below = [name for name in NAMES if one[name] < data.loc[name, "score"]]
 listed = ", ".join(below) or "no dataset"
 parts = [f"**Against the data.** The planner's mean return is below that of its data on {listed}."]
 if not official:
-    experts = described([parent for parent in parents if parent.quality == "expert"])
+    experts = offline_rl.described(size, [parent for parent in parents if parent.quality == "expert"])
     returns = runs[runs.label == best].groupby("dataset")["return"].mean()
     reached = [f"{returns[name] / mean_return:.0%} on {name}" for name, mean_return in zip(mixed, experts["mean"])]
     parts.append(f"**Against the expert.** On medium-expert data the planner reaches these percentages of the "

@@ -34,7 +34,7 @@ import seaborn as sns
 from IPython.display import Markdown
 
 from ttlib.drawing import figures
-from ttlib.pipeline import experiments, places, rollouts, statistics, store
+from ttlib.pipeline import experiments, places, rollouts, statistics
 from ttlib.pipeline.rollouts import RolloutSet
 from ttlib.studies import offline_rl
 
@@ -47,24 +47,10 @@ figures.style()
 # The demonstrator is the last snapshot of a robot's training, and it acts with its own noise. Its training ended before
 # it was as good as D4RL's expert ([page 06](06_data.py)).
 
-
 # %% tags=["hide-input"]
-def described(configs: list) -> pd.DataFrame:
-    """Return one row for each dataset, from the table of page 06 if it has them, else from the episodes."""
-    path, names = places.folder(size) / "datasets.csv", [config.name for config in configs]
-    if path.exists() and set(names) <= set((table := pd.read_csv(path, index_col="dataset")).index):
-        return table.loc[names]
-    rows = []
-    for config in configs:
-        episodes = store.dataset(config)
-        rows.append({"dataset": config.name, "episodes": len(episodes), "mean": episodes.returns.mean(),
-                     "std": episodes.returns.std(), "fell": episodes.terminal.mean()})  # fmt: skip
-    return pd.DataFrame(rows).set_index("dataset")
-
-
 HEADS = {"episodes": "episodes", "mean": "mean return", "std": "standard deviation",
          "fell": "episodes that end in a fall"}  # fmt: skip
-data = described([exp.data for exp in exps.values()])
+data = offline_rl.described(size, [exp.data for exp in exps.values()])
 formats = {"mean return": "{:.0f}", "standard deviation": "{:.0f}", "episodes that end in a fall": "{:.0%}"}
 data[list(HEADS)].rename(columns=HEADS).rename_axis(None).style.format(formats)
 

@@ -34,6 +34,19 @@ def names(size: str, official: bool = False) -> list[str]:
     return [f"{name}-v2" if official else name for name in experiments.table1(size)]
 
 
+def described(size: str, configs: list[experiments.DataConfig]) -> pd.DataFrame:
+    """Return one row for each dataset, from the table of page 06 if it has them, else from the episodes."""
+    path, wanted = places.folder(size) / "datasets.csv", [config.name for config in configs]
+    if path.exists() and set(wanted) <= set((table := pd.read_csv(path, index_col="dataset")).index):
+        return table.loc[wanted]
+    rows = {}
+    for config in configs:
+        of = (episodes := store.dataset(config)).returns
+        rows[config.name] = {"episodes": len(of), "mean": of.mean(), "std": of.std(), "max": of.max(),
+                             "fell": episodes.terminal.mean()}  # fmt: skip
+    return pd.DataFrame.from_dict(rows, "index").rename_axis("dataset")
+
+
 def table1_runs(size: str, official: bool = False) -> list[RolloutSet]:
     """Return the rollouts of `table1_rollouts.csv`."""
     return [run for name in names(size, official) for run in comparison(name, size)]
