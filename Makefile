@@ -1,6 +1,7 @@
 # Nothing here needs an activated environment: the first target that needs Python packages makes $(VENV).
 # SIZE    smoke (seconds a page), laptop (two CPU cores, the default), paper (one GPU)
-# MODE    all (compute what is missing), scratch (train anew), book (only draw what is there)
+# MODE    all (compute what is missing), recompute (take no records), scratch (train anew), book (only draw)
+# SHARE   the fraction of the recorded rollouts that `make check` makes again: 0.05; 1 is all of them
 # PYTHON  the Python, 3.11 or newer, that the environment is made from
 # TORCH_INDEX  one more package index, for a Linux machine without a GPU (PyPI's torch brings several GB of CUDA):
 #              make TORCH_INDEX=https://download.pytorch.org/whl/cpu all
@@ -10,6 +11,7 @@ PYTHON ?= python3
 SIZE ?= laptop
 MODE ?= all
 EXECUTOR ?= processes
+SHARE ?= 0.05
 TORCH_INDEX ?=
 ARGS ?=
 VENV ?= .venv
@@ -31,8 +33,8 @@ endif
 # The stamp's name carries the content of the two files, so touching them or changing branches reinstalls nothing.
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml requirements.lock | cksum | cut -d ' ' -f 1)
 
-# In this order; the ledger comes after all that it judges, the first page last, since it lists what the others cost.
 PAGES := tokens model search four_rooms hopper datasets own speed one_step horizon attention offline imitation ablations cluster ledger start
+RUN = --size $(SIZE) --mode $(MODE) $(ARGS)
 start_PAGE := 00_start_here
 tokens_PAGE := 01_tokens
 model_PAGE := 02_model_and_training
@@ -53,14 +55,18 @@ ledger_PAGE := 16_claims
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help all scratch book estimate data pages html $(PAGES) fig1 fig2 fig3 fig4 fig5 table1 sweep lab test test-slow test-cluster lint bench tune curve policies claims ship lock clean
+.PHONY: help all recompute scratch book estimate data check pages html $(PAGES) fig1 fig2 fig3 fig4 fig5 table1 sweep lab test test-slow test-cluster lint bench tune curve policies claims ship lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 	@echo "SIZE=$(SIZE) (smoke, laptop, paper), MODE=$(MODE) (all, scratch, book); more at the top of the Makefile"
 
 # The sweep keeps every core busy with rollouts (and training) that the pages would wait for one after the other.
-all: estimate data $(if $(filter-out book,$(MODE)),sweep) pages html ## data, rollouts, every page, and the book: computes only what is missing
+all: estimate $(if $(filter-out book,$(MODE)),sweep check) pages html ## every page and the book, from records; computes only what is missing
+
+recompute: ## the same without records: all results anew from the shipped models
+recompute: override MODE = recompute
+recompute: estimate data sweep pages html
 
 scratch: ## the same, training every model anew
 scratch: override MODE = scratch
@@ -76,7 +82,13 @@ estimate: $(STAMP) ## what is still to be computed, and how long it takes here
 data: $(STAMP) ## make or fetch the datasets
 	$(BIN)/python -m ttlib.commands data --size $(SIZE)
 
-pages: $(PAGES) ## run every page, in order
+check: $(STAMP) ## make a sample of the recorded rollouts again, and compare: make check SHARE=1: all of them
+	$(BIN)/python -m ttlib.commands check --size $(SIZE) --share $(SHARE)
+
+# The ledger comes after all that it judges, the first page last, since it lists what the others cost.
+pages: $(STAMP) ## run every page, two at a time
+	$(BIN)/python notebooks/run.py $(foreach page,$(filter-out ledger start,$(PAGES)),$($(page)_PAGE)) $(RUN) --at-once 2
+	$(BIN)/python notebooks/run.py $(ledger_PAGE) $(start_PAGE) $(RUN)
 
 html: $(STAMP) ## the HTML book from the pages as they were last run
 	$(BIN)/python notebooks/book.py --size $(SIZE)
@@ -100,7 +112,7 @@ cluster: ## page 15: the sweep on a cluster, and what it costs
 ledger: ## page 16: the paper's claims, and whether they hold
 
 $(PAGES): $(STAMP)
-	$(BIN)/python notebooks/run.py $($@_PAGE).py --size $(SIZE) --mode $(MODE) $(ARGS)
+	$(BIN)/python notebooks/run.py $($@_PAGE) $(RUN)
 
 fig1 fig2: horizon ## figures 1 and 2 of the paper
 fig5: four_rooms ## figure 5 of the paper
@@ -109,7 +121,7 @@ fig4: offline ## figure 4 of the paper, and its table 1
 
 # Where Ray is wanted it is installed first.
 sweep: $(STAMP)$(if $(filter ray,$(EXECUTOR)),-cluster) ## table 1, imitation, ablations as jobs, also a part of all: make SIZE=paper EXECUTOR=ray sweep
-	$(BIN)/python -m ttlib.commands.sweep --size $(SIZE) --executor $(EXECUTOR) $(if $(filter scratch,$(MODE)),--mode scratch) $(if $(filter sweep,$(MAKECMDGOALS)),$(ARGS))
+	$(BIN)/python -m ttlib.commands.sweep --size $(SIZE) --executor $(EXECUTOR) $(if $(filter recompute scratch,$(MODE)),--mode $(MODE)) $(if $(filter sweep,$(MAKECMDGOALS)),$(ARGS))
 
 table1: $(STAMP) ## table 1 of what is finished, and what is missing
 	$(BIN)/python -m ttlib.commands table1 --size $(SIZE)

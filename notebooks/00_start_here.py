@@ -27,14 +27,12 @@
 size = "laptop"
 
 # %% tags=["hide-input"]
-import json
-
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from ttlib.drawing import figures
-from ttlib.pipeline import experiments, places, store
+from ttlib.pipeline import experiments, results, store
 from ttlib.tokenizer import Transition
 
 figures.style()
@@ -166,10 +164,9 @@ def costs() -> pd.DataFrame:
     for exp in experiments.needed(size):
         if folder := store.checkpoint_folder(exp):
             models[exp.label] = store.about(folder)["seconds"] / 60
-    records = [json.loads(path.read_text()) for path in places.folder(size).glob("*.json")]
-    results = {about["name"]: about["wall_seconds"] / 60 for about in records}
+    computed = {about["name"]: about["wall_seconds"] / 60 for _, about in results.every(size)}
     rows = []
-    for what, minutes in {"trained models": models, "computed results": results}.items():
+    for what, minutes in {"trained models": models, "computed results": computed}.items():
         if minutes:
             longest = max(minutes, key=minutes.get)
             longest = f"{longest}, {minutes[longest]:.1f} minutes"

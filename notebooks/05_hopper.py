@@ -25,22 +25,20 @@
 size = "laptop"
 
 # %% tags=["hide-input"]
-import functools
-from dataclasses import replace
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
 from IPython.display import Markdown
-from tqdm import tqdm
 
 from ttlib import control, search
 from ttlib.drawing import figures
-from ttlib.environments import bodies, stepping, tasks
+from ttlib.environments import bodies, tasks
 from ttlib.pipeline import experiments, places, results, statistics, store
-from ttlib.pipeline.rollouts import ROLLOUT_STAGE, rollout_rows, run_rollouts, step_rows, value_rows
+from ttlib.pipeline import rollouts as sets
+from ttlib.pipeline.rollouts import ROLLOUT_STAGE, run_rollouts
+from ttlib.studies import offline_rl
 
 figures.style()
 profiles = {profile: experiments.get("hopper-long", size, profile) for profile in experiments.PROFILES}
@@ -154,27 +152,8 @@ for profile, e in profiles.items():
 # - the policies that made the data, one after the other.
 
 
-# %% tags=["hide-input"]
-@functools.lru_cache
-def planned(profile: str) -> list[stepping.Rollout]:
-    with tqdm(total=tasks.MAX_STEPS, desc=f"planning, {profile}") as bar:
-        return run_rollouts(profiles[profile], "tto", exp.seeds, progress=lambda going: bar.update())
-
-
-def all_rollouts() -> pd.DataFrame:
-    rows = []
-    for profile, e in profiles.items():
-        setting = f"horizon {e.plan.horizon}, beam width {e.plan.beam_width}, {e.plan.expansions} expansions"
-        rows += rollout_rows(step_rows(planned(profile)), e, "tto", setting)
-        rows += rollout_rows(step_rows(run_rollouts(e, "sampling", e.seeds)), e, "tto", "sampling")
-    for model_seed in range(3):
-        runs = run_rollouts(exp, "bc", exp.seeds, model_seed)
-        rows += rollout_rows(step_rows(runs), exp, "bc", "MLP 2 x 256", model_seed)
-    runs = run_rollouts(exp, "behaviour", tuple(range(2 if size == "smoke" else 36)))
-    return pd.DataFrame(rows + rollout_rows(step_rows(runs), exp, "behaviour", "12 snapshots in turn"))
-
-
-rollouts = store.table("hopper_rollouts", size, all_rollouts, profiles.values(), stage=ROLLOUT_STAGE)
+# %% tags=["hide-output"]
+rollouts = offline_rl.hopper(size)
 
 # %% tags=["hide-input"]
 rollouts["how"] = np.where(rollouts.setting == "sampling", "sampling", rollouts.method)
@@ -183,8 +162,8 @@ LABELS = {
     ("tto", "v1"): "planning, v1",
     ("sampling", "released"): "sampling, released",
     ("sampling", "v1"): "sampling, v1",
-    ("bc", "v1"): "behaviour cloning",
-    ("behaviour", "v1"): "the data's policies",
+    ("bc", "any"): "behaviour cloning",
+    ("behaviour", "any"): "the data's policies",
 }
 rollouts["label"] = [LABELS[pair] for pair in zip(rollouts.how, rollouts.profile)]
 groups = rollouts.groupby("label")
@@ -238,11 +217,8 @@ plt.show()
 
 
 # %% tags=["hide-input"]
-def predicted_and_achieved() -> pd.DataFrame:
-    return pd.DataFrame([row for profile, e in profiles.items() for row in value_rows(step_rows(planned(profile)), e)])
-
-
-values = store.table("hopper_values", size, predicted_and_achieved, profiles.values(), stage=ROLLOUT_STAGE)
+recorded = rollouts[rollouts.how == "tto"]
+values = results.drawn("hopper_values", size, lambda: offline_rl.promised(recorded), recorded)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-hopper-values", "caption": "Value that the chosen plan predicted, against the discounted return that followed, at every fifth step of every rollout. On the dashed line the two are equal. Below it the plan was overestimated."}, "image": {"alt": "Two scatter plots, one for each profile, of predicted value against achieved discounted return, with the diagonal."}}
 grid = sns.relplot(
@@ -262,8 +238,9 @@ plt.show()
 # %% tags=["hide-input"]
 def poses() -> pd.DataFrame:
     """Return the joint positions of 12 poses, from step 60 on and eight steps apart, of the median rollout."""
-    runs = sorted(planned(better), key=lambda run: run.total)
-    run = runs[len(runs) // 2]
+    planned = rollouts[rollouts.label == LABELS["tto", better]].sort_values("return")
+    seed = int(planned.rollout_seed.iloc[len(planned) // 2])
+    [run] = run_rollouts(profiles[better], "tto", [seed])
     qpos = tasks.replay("hopper", run.seed, np.array(run.actions))
     long = len(qpos) > 160
     times = np.arange(60, len(qpos), 8)[:12] if long else np.linspace(0, len(qpos) - 1, 12).astype(int)
@@ -272,7 +249,7 @@ def poses() -> pd.DataFrame:
 
 
 better = max(profiles, key=lambda profile: table.loc[LABELS["tto", profile], "mean"])
-strip = store.table("hopper_poses", size, poses, [profiles[better]], stage=ROLLOUT_STAGE)
+strip = store.table("hopper_poses", size, poses, [profiles[better]], stage=ROLLOUT_STAGE, record=True)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-hopper-strip", "caption": "Poses of the planned hopper, set side by side, from the rollout of median return. The labels are steps of 8 ms."}, "image": {"alt": "A dozen poses of a one-legged hopper that leaps from left to right."}}
 figure, axes = plt.subplots(figsize=(7, 2))
@@ -365,16 +342,9 @@ Markdown(
 
 # %%
 def changed(name: str, **plan) -> None:
-    """Roll out the better profile with another plan, and print the return."""
-    e, count = profiles[better], 2 if size == "smoke" else 4
-    seeds = tuple(range(2000, 2000 + count))
-    other = replace(e, plan=replace(e.plan, **plan), seeds=seeds)
-
-    def make() -> pd.DataFrame:
-        steps = step_rows(run_rollouts(other, "tto", seeds))
-        return pd.DataFrame(rollout_rows(steps, other, "tto", name))
-
-    rows = store.table(f"exercise_{name}", size, make, [other], stage=ROLLOUT_STAGE)
+    """Roll out profile `released` with another plan, and print the return."""
+    run = offline_rl.exercise(profiles["released"], name, **plan)
+    rows = sets.table(f"exercise_{name}", size, [run])
     mean, error = rows["return"].mean(), rows["return"].sem()
     print(f"{name}: return {mean:.0f} ± {error:.0f} (mean ± standard error),")
     print(f"    {rows.length.mean():.0f} steps, means over {len(rows)} rollouts")

@@ -158,7 +158,7 @@ def describe() -> pd.DataFrame:
 
 
 published_key = {"d4rl_returns.tsv": keys.file_key(places.ROOT / "data" / "d4rl_returns.tsv")}
-table = store.table("datasets", size, describe, configs.values(), published_key).set_index("dataset")
+table = store.table("datasets", size, describe, configs.values(), published_key, record=True).set_index("dataset")
 table["ratio"] = table["mean"] / table.published_mean
 columns = {"episodes": "episodes", "mean": "mean return", "std": "standard deviation", "published_mean": "D4RL's mean",
            "published_std": "D4RL's standard deviation", "ratio": "mean / D4RL's mean", "mean_length": "mean length",
@@ -188,7 +188,7 @@ def histograms() -> pd.DataFrame:
 
 
 BINS = {"return": 60, "length": 50}
-counted = store.table("dataset_histograms", size, histograms, configs.values(), {"bins": BINS})
+counted = store.table("dataset_histograms", size, histograms, configs.values(), {"bins": BINS}, record=True)
 counted[["task", "quality"]] = counted.dataset.str.split("-", n=1, expand=True).to_numpy()
 episodes_each = counted.groupby(["dataset", "quantity"])["count"].transform("sum")
 counted["percent"], counted["middle"] = 100 * counted["count"] / episodes_each, (counted.low + counted.high) / 2
@@ -271,7 +271,7 @@ def replayed() -> pd.DataFrame:
 
 
 mediums = [configs[f"{task}-medium"] for task in tasks.D4RL_TASKS]
-replay = store.table("replay_check", size, replayed, mediums)
+replay = store.table("replay_check", size, replayed, mediums, record=True)
 replay.style.hide(axis="index").format("{:.1e}", subset=["median", "max"])
 
 # %% [markdown]
@@ -300,7 +300,7 @@ def both_physics() -> pd.DataFrame:
 seeds = list(range(2 if size == "smoke" else 20))
 last_snapshot = {task: regenerated.recipe(task, "expert").snapshots[0] for task in tasks.D4RL_TASKS}
 experts = [configs[f"{task}-expert"] for task in tasks.D4RL_TASKS]
-runs = store.table("dataset_physics", size, both_physics, experts, {"seeds": seeds})
+runs = store.table("dataset_physics", size, both_physics, experts, {"seeds": seeds}, record=True)
 
 # %% tags=["hide-input"]
 score = runs.pivot(index=["task", "rollout_seed"], columns="physics", values="score")
@@ -364,8 +364,8 @@ def spread() -> pd.DataFrame:
 
 
 reference, several = configs["humanoid-reference"], 8 if size == "smoke" else 20
-recovery = store.table("humanoid_pose", size, recovered, [reference], {"references": several})
-fan = store.table("humanoid_pose_spread", size, spread, [reference])
+recovery = store.table("humanoid_pose", size, recovered, [reference], {"references": several}, record=True)
+fan = store.table("humanoid_pose_spread", size, spread, [reference], record=True)
 
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-dataset-root", "caption": "Left: the place of the root over all references; the line is the median, and nine tenths lie in the band. Right: the distance of the integrated path from the true one, for the first reference and at most over several. Below: poses of the first reference, set side by side."}, "image": {"alt": "Left: two bands that start as a point and widen over 1.5 seconds. Right: two lines of error that stay within some millimetres. Below: nine poses of a humanoid that drops a little, leans forward and shuffles ahead."}}

@@ -431,7 +431,7 @@ def without_bounds() -> pd.DataFrame:
 # %% tags=["hide-input"]
 items = long_horizon.made_of(observed, "ensemble_ts1")
 config = {"protocol": observed, "samples": 20}
-bounded = store.table("exercise_variance_bounds", size, without_bounds, items, config)
+bounded = store.table("exercise_variance_bounds", size, without_bounds, items, config, record=True)
 columns = {"std": "median predicted standard deviation", "speed": "median largest velocity (m/s, rad/s)"}
 ends = bounded[bounded.t.isin((1, last))].set_index(["t", "bounds"])[list(columns)].rename(columns=columns)
 ends.rename_axis(index=["step", "bounds"]).sort_index().style.format("{:.2g}")
@@ -483,7 +483,7 @@ def both_windows() -> pd.DataFrame:
 # %% tags=["hide-input"]
 items = long_horizon.made_of(masked, "transformer")
 config = {"protocol": masked, "samples": 32, "steps": 12}
-memories = store.table("exercise_window", size, both_windows, items, config).groupby("kept")
+memories = store.table("exercise_window", size, both_windows, items, config, record=True).groupby("kept")
 columns = {"read": "transitions read, on average", "log_likelihood": "nats at the last step"}
 scores = memories[list(columns)].last().rename(columns=columns)
 scores.assign(**{"nats, mean over the steps": memories.log_likelihood.mean()}).style.format("{:.1f}")

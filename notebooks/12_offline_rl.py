@@ -101,8 +101,8 @@ pd.DataFrame(settings)
 #   and takes the first action of the best one. Its horizon and its number of sequences are those of `released`.
 
 # %% tags=["hide-output"]
-runs = offline_rl.table1(size, official)
-scores = offline_rl.figure_4(size, runs)
+recorded = offline_rl.table1(size, official)
+scores = offline_rl.figure_4(size, recorded)
 
 # %% tags=["hide-input"]
 LABELS = {"bc": "behaviour cloning", "bc10": "cloning, best tenth", "behaviour": "the data's policies",
@@ -115,7 +115,7 @@ def labelled(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(label=[f"planning, {p}" if m == "tto" else LABELS.get(m, m) for m, p in pairs])
 
 
-runs, scores = labelled(runs), labelled(scores)
+runs, scores = labelled(recorded), labelled(scores)
 planner, ours = scores.method.str.lower() == "tto", scores.source == "ours"
 groups = {(True, True): "our planner", (True, False): "our comparisons",
           (False, True): "the paper's planner", (False, False): "published comparisons"}  # fmt: skip
@@ -203,8 +203,8 @@ plt.show()
 # its actions are unlike those of the data.
 
 # %% tags=["hide-output"]
-values = labelled(offline_rl.values(size, official))
-likelihoods = labelled(offline_rl.likelihoods(size, official))
+values = labelled(offline_rl.values(size, recorded))
+likelihoods = labelled(offline_rl.likelihoods(size, recorded, official))
 
 # %% tags=["hide-input"]
 values["gap"] = values.predicted - values.achieved
@@ -261,7 +261,7 @@ def mean_returns() -> pd.DataFrame:
 
 curves = pd.DataFrame(columns=["task", "policy", "t", "mean"])
 if not official:
-    curves = store.table("policy_returns", size, mean_returns, parents, {"gamma": gamma, "every": 5})
+    curves = store.table("policy_returns", size, mean_returns, parents, {"gamma": gamma, "every": 5}, record=True)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-whose-return", "caption": "Value of the best plan along every rollout of `released` on medium-expert data (blue), and the mean discounted return that follows each step of the two policies' own episodes (black). The last steps before a time limit are left out: 500 of a rollout, 200 of a policy's episodes."}, "image": {"alt": "A panel for each robot: lines of predicted value against the step, between two curves."}}
 planned = values[(values.method == "tto") & (values.profile == "released")]
@@ -425,16 +425,12 @@ Markdown("\n\n".join(parts))
 # ````
 
 # %%
-from dataclasses import replace
-
-exercise = experiments.get("hopper-medium" + "-v2" * official, size, "released")
-seeds = tuple(range(2000, 2002 if size == "smoke" else 2004))
-width = exercise.plan.beam_width
+exp = experiments.get("hopper-medium" + "-v2" * official, size, "released")
+width = exp.plan.beam_width
 for beam_width in (width // 2, 2 * width):
-    plan = replace(exercise.plan, beam_width=beam_width)
-    planner = rollouts.planning(replace(exercise, plan=plan, seeds=seeds))
-    name = f"exercise_offline_{beam_width}_plans"
-    table = rollouts.table(name, size, [planner])
+    label = f"{beam_width} plans"
+    run = offline_rl.exercise(exp, label, beam_width=beam_width)
+    table = rollouts.table(f"exercise_offline_{beam_width}_plans", size, [run])
     steps = f"{table.length.mean():.0f} steps, over {len(table)} rollouts"
     print(f"beam width {beam_width}: return {table['return'].mean():.0f}, {steps}")
 

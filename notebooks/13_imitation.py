@@ -35,7 +35,6 @@ from IPython.display import Markdown
 
 from ttlib.drawing import figures
 from ttlib.pipeline import experiments, places, rollouts, statistics
-from ttlib.pipeline.rollouts import RolloutSet
 from ttlib.studies import offline_rl
 
 exps = {name: experiments.get(name, size) for name in experiments.experts(size)}
@@ -183,8 +182,7 @@ Markdown(
 # ````
 
 # %%
-seeds = tuple(range(2000, 2002 if size == "smoke" else 2004))
-drawn = RolloutSet(exps["hopper-expert"], "sampling", "drawn", seeds)
+[drawn] = offline_rl.exercises(size)["exercise_imitation_noise"]
 table = rollouts.table("exercise_imitation_noise", size, [drawn])
 percentage = (table["return"] / table.demonstrator).mean()
 print(f"hopper-expert: {percentage:.0%} of the demonstrator, {len(table)} rollouts")

@@ -1,4 +1,4 @@
-"""Run one page: python notebooks/run.py PAGE.py --size SIZE [--mode MODE] [-p name=value ...]
+"""Run pages: python notebooks/run.py PAGE ... --size SIZE [--mode MODE] [-p name=value ...] [--at-once N]
 
 The executed page is notebooks/_build/<size>/<page>.ipynb, which is written only when the page ran to its end.
 A page that failed is <page>.failed.ipynb. A page is not run again if neither it nor its sources changed.
@@ -10,8 +10,10 @@ import hashlib
 import json
 import os
 import re
+import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,7 +22,8 @@ from ttlib.pipeline.places import MODES, SIZES
 NOTEBOOKS = Path(__file__).resolve().parent
 ROOT = NOTEBOOKS.parent
 BUILD = NOTEBOOKS / "_build"
-NOT_SOURCES = ("d4rl", "regenerated")  # folders of data/ whose files are downloaded or made by a recipe in ttlib
+# Folders of data/ whose files are downloaded or made.  A page's own records are checked as its outputs are.
+NOT_SOURCES = ("d4rl", "regenerated", "records")
 RESULTS = '"reads-results"'  # the tag of a cell that reads the results of other pages
 
 
@@ -82,18 +85,22 @@ def sources(page: Path) -> list[Path]:
     paths = [path for path in shipped if path.is_file() and path != ledger]
     paths += [path for ending in ("py", "html") for path in (ROOT / "ttlib").rglob(f"*.{ending}")]
     if RESULTS in page.read_text():
-        paths += [path for ending in ("csv", "json") for path in (ROOT / "figures").rglob(f"*.{ending}")]
-        paths += [ledger, ROOT / "README.md"]
+        for ending in ("csv", "json"):
+            paths += [path for folder in (ROOT / "figures", data / "records") for path in folder.rglob(f"*.{ending}")]
+        paths += [*(ROOT / "build").glob("spot-check-*.json"), ledger, ROOT / "README.md"]
     return [page, NOTEBOOKS / "run.py", *sorted(paths)]
+
+
+def digest(path: Path) -> str:
+    """Return a hash of a file's content; an empty one where there is no file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
 
 
 def content_key(page: Path, size: str, mode: str, parameters: dict) -> str:
     """Return a hash of the sources' content, and of the arguments. Times of files do not matter."""
     key = hashlib.sha256(json.dumps([size, mode, parameters], sort_keys=True).encode())
     for path in sources(page):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        key.update(f"{path.relative_to(ROOT).as_posix()} {digest}\n".encode())
+        key.update(f"{path.relative_to(ROOT).as_posix()} {digest(path)}\n".encode())
     return key.hexdigest()
 
 
@@ -109,15 +116,14 @@ def declared_outputs(page: Path, size: str) -> list[str]:
 
 
 def up_to_date(executed: Path, key: str, page: Path, size: str) -> bool:
-    """Return whether a page was executed with this key and its outputs still exist."""
+    """Return whether a page was executed with this key, and its outputs and records are as it left them."""
     if not executed.exists():
         return False
     try:
         record = json.loads(executed.read_text())["metadata"]["ttlib"]
     except (ValueError, KeyError):
         return False
-    outputs = [*record["outputs"], *declared_outputs(page, size)]
-    return record["key"] == key and all((ROOT / path).exists() for path in outputs)
+    return record["key"] == key and all(digest(ROOT / path) == made for path, made in record["outputs"].items())
 
 
 def set_kernel_environment(listing: Path, mode: str) -> None:
@@ -229,7 +235,7 @@ def run(page: Path, size: str, mode: str, parameters: dict) -> None:
         "size": size,
         "mode": mode,
         "seconds": round(seconds, 1),
-        "outputs": sorted(set(outputs)),
+        "outputs": {path: digest(ROOT / path) for path in sorted(set(outputs))},
     }
     unfinished = executed.with_suffix(".tmp")
     nbformat.write(notebook, unfinished)
@@ -240,24 +246,50 @@ def run(page: Path, size: str, mode: str, parameters: dict) -> None:
 def parse() -> argparse.Namespace:
     """Return the arguments, with `page` as a path and `parameters`. Wrong ones end the process with a message."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], epilog=__doc__.split("\n\n", 1)[1])
-    parser.add_argument("page", help="a page of notebooks/, for example 05_hopper.py")
+    parser.add_argument("pages", nargs="+", metavar="page", help="a page of notebooks/, for example 05_hopper.py")
+    parser.add_argument("--at-once", type=int, default=1, help="how many pages run at the same time; default: 1")
     parser.add_argument("--size", choices=SIZES, default="laptop", help="default: laptop")
-    modes = "all: compute what is missing; scratch: train anew; book: only draw published results; default: all"
+    modes = "all: compute what is missing; recompute: take no records; scratch: train anew; book: only draw"
     parser.add_argument("--mode", choices=MODES, default="all", help=modes)
     parser.add_argument("-p", metavar="name=value", action="append", default=[], help="a page's parameter")
     arguments = parser.parse_args()
     try:
-        arguments.page = page_path(arguments.page)
+        arguments.pages = [page_path(page) for page in arguments.pages]
         arguments.parameters = {"size": arguments.size} | parse_parameters(arguments.p)
     except UsageError as error:
         parser.error(str(error))
     return arguments
 
 
+def run_each(pages: list[Path], at_once: int, options: list[str]) -> int:
+    """Run pages as processes of their own -> the exit status.  After a failure no other page begins.
+
+    What a page prints is shown when it ends, if several run at once, and they share the threads of the machine.
+    """
+    failed, environment, output = [], dict(os.environ), {}
+    if at_once > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+
+    def run_one(page: Path) -> None:
+        if failed:
+            return
+        done = subprocess.run([sys.executable, __file__, page.name, *options], env=environment, **output)
+        print(done.stdout or "", end="", flush=True)
+        failed.extend([done.returncode] * (done.returncode != 0))
+
+    with ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(run_one, pages))
+    return failed[0] if failed else 0
+
+
 def main() -> int:
-    """Run the page that the arguments name -> the exit status."""
+    """Run the pages that the arguments name -> the exit status."""
     arguments = parse()
-    page, size = arguments.page, arguments.size
+    if len(arguments.pages) > 1:
+        options = [f"--size={arguments.size}", f"--mode={arguments.mode}", *(f"-p{x}" for x in arguments.p)]
+        return run_each(arguments.pages, arguments.at_once, options)
+    [page], size = arguments.pages, arguments.size
     try:
         run(page, size, arguments.mode, arguments.parameters)
     except UsageError as error:

@@ -85,7 +85,7 @@ class Decoder:
 
 @dataclass(frozen=True)
 class ByReward:
-    """Take the first action of the plan of greatest value; record the value."""
+    """Take the best plan's first action; record its value, and the values' spread."""
 
     plan: Plan
     propose: Callable = search.propose  # hooks of `search.maximise`
@@ -101,8 +101,9 @@ class ByReward:
         verbs = (decoder.advance, decoder.select_plans, decoder.log_p)
         hooks = (self.propose, self.read)
         plans = search.maximise(*verbs, tokenizer, self.plan, streams, *hooks)
-        actions = plans.bins[:, 0, : tokenizer.transition.M]
-        return actions, {"value": plans.value[:, 0]}
+        actions, value = plans.bins[:, 0, : tokenizer.transition.M], plans.value
+        spread = value.where(value.isfinite(), value[:, :1]).std(1, correction=0)
+        return actions, {"value": value[:, 0], "spread": spread}
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,7 @@ class TransformerAgent:
             )
         self.action_ids = bins + self.tokenizer.offset[transition.action]
         actions = self.tokenizer.decode(self.action_ids).cpu().numpy()
+        record = {"bins": bins, **record}
         return actions, {name: x.cpu().numpy() for name, x in record.items()}
 
     def observe(self, rewards: np.ndarray, going_on: np.ndarray) -> None:

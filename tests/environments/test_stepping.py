@@ -36,7 +36,7 @@ class Drift:
 def same(a, b):
     return (np.array_equal(a.states, b.states) and np.array_equal(a.actions, b.actions)
             and a.rewards == b.rewards and a.terminal == b.terminal and a.record.keys() == b.record.keys()
-            and all(values == pytest.approx(b.record[name], rel=1e-4) for name, values in a.record.items()))
+            and all(np.allclose(values, b.record[name], rtol=1e-4, atol=1e-6) for name, values in a.record.items()))
 
 
 CHOICES = (ByReward(Plan(2, 3, 2)), ByReward(Plan(2, 3, 2, proposal="sample")), BySampling())

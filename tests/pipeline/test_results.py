@@ -126,7 +126,7 @@ def test_only_changes_that_numbers_can_depend_on_make_a_commit_dirty(elsewhere):
     assert provenance.here()["commit"] == f"{clean}-dirty"
 
 
-def test_mode_book_reads_and_never_computes(elsewhere, monkeypatch, capsys):
+def test_mode_book_reads_and_never_computes(elsewhere, monkeypatch):
     make = Made()
     table = results.table("t", "smoke", make, CONFIG)
     for path in places.TABLES.iterdir():
@@ -138,15 +138,79 @@ def test_mode_book_reads_and_never_computes(elsewhere, monkeypatch, capsys):
     recipe = json.loads(path.with_suffix(".json").read_text())["recipe"]
     with pytest.raises(ValueError, match=rf"{path} .*recipe {recipe}, now [0-9a-f]{{16}}.*make all"):
         results.table("t", "smoke", make, CONFIG | {"profile": "released"})
-    # A table that an earlier stage of the code made is shown, and that is said.
-    assert results.table("t", "smoke", make, CONFIG, stage=2).equals(table)
-    assert "t: made by stage 1 of the code, which is now at 2" in capsys.readouterr().err
-    with pytest.raises(FileNotFoundError, match=r"laptop/t.csv .*missing: .*make all"):
+    with pytest.raises(ValueError, match=rf"{path} was made by stage 1 of the code, which is now at 2.*make all"):
+        results.table("t", "smoke", make, CONFIG, stage=2)
+    with pytest.raises(ValueError, match=rf"{path} was made from other data or models: model.*make all"):
+        results.table("t", "smoke", make, CONFIG, {"model": "b"})
+    with pytest.raises(FileNotFoundError, match=r"laptop/t.csv .*missing; .*make all"):
         results.table("t", "laptop", make, CONFIG)
     assert make.calls == 1 and files(elsewhere) == before
     path.with_suffix(".json").unlink()
     with pytest.raises(FileNotFoundError, match=r"smoke/t.csv or its .json is missing"):
         results.table("t", "smoke", make, CONFIG)
+
+
+@pytest.fixture
+def record(elsewhere):
+    """Return how to ask for a record, the `make` that counts, and its file; no copy of it is left in the build."""
+    make = Made()
+
+    def ask(config=CONFIG, inputs=None, stage=1, size="laptop"):
+        found = results.table("t", size, make, config, inputs, stage, record=True)
+        for path in places.TABLES.glob("t-*"):
+            path.unlink()
+        return found
+
+    return ask, make, elsewhere / "data" / "records" / "laptop" / "t.csv"
+
+
+def test_a_record_is_taken_while_its_key_is_right(record, monkeypatch, capsys):
+    ask, make, path = record
+    first, before = ask(), path.read_bytes()
+    assert ask().equals(first) and make.calls == 1 and path.read_bytes() == before
+    assert "t: taken from data/records/laptop" in capsys.readouterr().err
+    calls = 1
+    for other, why in [
+        ({"config": CONFIG | {"profile": "released"}}, "other settings"),
+        ({"inputs": {"model": "b"}}, "other data or models: model"),
+        ({"stage": 2}, "stage 1 of the code, which is now at 2"),
+    ]:
+        ask(**other)
+        assert make.calls == calls + 1 and why in capsys.readouterr().err
+        ask()
+        calls = make.calls
+    monkeypatch.setenv("TTLIB_MODE", "recompute")
+    ask()
+    assert make.calls == calls + 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "edited", "row missing", "row twice", "no json", "old json"])
+def test_a_damaged_record_is_computed_anew(record, capsys, damage):
+    ask, make, path = record
+    ask()
+    lines, about = path.read_text().splitlines(keepends=True), path.with_suffix(".json")
+    damaged = {
+        "cut": "".join(lines)[:-3], "emptied": "", "edited": "".join(lines).replace("0.333333", "0.433333"),
+        "row missing": "".join(lines[:-1]), "row twice": "".join([*lines, lines[-1]]),
+    }  # fmt: skip
+    if damage in damaged:
+        path.write_text(damaged[damage])
+    elif damage == "no json":
+        about.unlink()
+    else:
+        about.write_text(json.dumps({"commit": "a"}))
+    capsys.readouterr()
+    ask()
+    assert make.calls == 2 and "t: not taken from records" in capsys.readouterr().err
+    ask()
+    assert make.calls == 2  # it was mended
+
+
+def test_nothing_is_taken_from_records_at_smoke_size(record):
+    ask, make, _ = record
+    ask(size="smoke")
+    ask(size="smoke")
+    assert make.calls == 2
 
 
 def test_a_failed_computation_publishes_nothing(elsewhere):
@@ -164,7 +228,7 @@ def test_unknown_modes_and_sizes_are_refused(monkeypatch):
         results.table("t", "huge", Made(), CONFIG)
     assert places.mode() == "all"
     monkeypatch.setenv("TTLIB_MODE", "fast")
-    with pytest.raises(ValueError, match=r"TTLIB_MODE='fast'; .*'all', 'scratch', 'book'"):
+    with pytest.raises(ValueError, match=r"TTLIB_MODE='fast'; .*'all', 'recompute', 'scratch', 'book'"):
         results.table("t", "smoke", Made(), CONFIG)
 
 

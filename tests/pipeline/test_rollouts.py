@@ -1,5 +1,6 @@
 """Tests of sets of rollouts: values beside the returns that followed, the best episodes, and memory by its sizes."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from ttlib.data import Episodes
 from ttlib.environments import stepping
 from ttlib.pipeline import experiments, rollouts
+from ttlib.studies import offline_rl
 
 
 def episodes(returns):
@@ -30,26 +32,40 @@ def test_the_best_fraction_has_the_greatest_returns(returns, fraction):
     assert sorted(best.returns.tolist()) == sorted(returns)[-count:]
 
 
-def value_rows(terminal, method="tto", size="smoke"):
+def promises(terminal, method="tto", size="smoke"):
     exp = replace(experiments.get("hopper-medium", "smoke", "released"), size=size)
     run = stepping.Rollout(7, [], [], [1.0] * 600, {"value": [float(t) for t in range(600)]}, terminal)
-    return exp.bins.gamma, pd.DataFrame(rollouts.value_rows(rollouts.step_rows([run]), exp, method))
+    return exp.bins.gamma, *rollouts.promises(run, exp, method)
 
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_values_of_plans_are_beside_the_returns_that_followed(terminal):
-    g, rows = value_rows(terminal)
-    assert rows.t.tolist() == list(range(0, 600 if terminal else 596, 5))
-    for row in rows.itertuples():
-        told = [1.0] * (599 - row.t) + [-100.0 if terminal else 1.0]  # a fall costs what the model was told
-        assert row.achieved == pytest.approx(sum(g**k * r for k, r in enumerate(told)))
-        assert row.predicted == row.t
-    assert value_rows(terminal, "random_shooting")[1].achieved.iloc[0] == pytest.approx(sum(g**k for k in range(600)))
+    g, promised, achieved = promises(terminal)
+    assert promised.tolist() == list(range(0, 600 if terminal else 596, 5))
+    for t, found in zip(promised.astype(int), achieved, strict=True):
+        told = [1.0] * (599 - t) + [-100.0 if terminal else 1.0]  # a fall costs what the model was told
+        assert found == pytest.approx(sum(g**k * r for k, r in enumerate(told)))
+    assert promises(terminal, "random_shooting")[2][0] == pytest.approx(sum(g**k for k in range(600)))
 
 
 def test_returns_whose_tail_is_unknown_are_left_out():
-    assert value_rows(terminal=False, size="laptop")[1].t.max() < 600 - rollouts.UNKNOWN_STEPS
-    assert value_rows(terminal=True, size="laptop")[1].t.max() == 595
+    assert promises(terminal=False, size="laptop")[1].max() < 600 - rollouts.UNKNOWN_STEPS
+    assert promises(terminal=True, size="laptop")[1].max() == 595
+
+
+def test_a_row_of_a_rollout_says_what_it_decided_first_and_what_its_plans_promised():
+    exp = experiments.get("hopper-medium", "smoke", "released")
+    record = {"bins": [np.array([t, 1]) for t in range(40)], "value": list(np.arange(40) / 3), "spread": [0.5] * 40}
+    row = rollouts.measured(stepping.Rollout(7, [], [], [1.0] * 40, record), exp, "tto")
+    assert tuple(row) == rollouts.MEASURED and row["length"] == 40
+    actions, values = json.loads(row["actions"]), json.loads(row["values"])
+    assert actions == [[t, 1] for t in range(25)] and np.allclose(values, np.arange(25) / 3)
+    table = offline_rl.promised(pd.DataFrame([row, row | {"promised": "[]"}]).reindex(columns=[*row, *NAMED]))
+    assert table.t.tolist() == list(range(0, 36, 5)) and np.allclose(table.predicted, table.t / 3)
+    assert np.allclose(table.achieved, rollouts.promises(stepping.Rollout(7, [], [], [1.0] * 40, record), exp)[1])
+
+
+NAMED = ("dataset", "method", "profile", "setting", "variant", "model_seed", "horizon", "sequences")
 
 
 def run_out(error, monkeypatch, method="tto"):

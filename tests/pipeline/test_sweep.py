@@ -26,7 +26,7 @@ from ttlib.model import ModelConfig
 from ttlib.pipeline import executors, experiments, keys, places, provenance, rollouts, store, sweep
 from ttlib.pipeline.sweep import Sweep
 from ttlib.search import Plan
-from ttlib.studies import ablations, jobs, offline_rl
+from ttlib.studies import jobs, offline_rl
 
 EXPERT = experiments.get("hopper-expert", "smoke")
 MODEL = EXPERT
@@ -110,14 +110,13 @@ def test_a_worker_without_the_folder_is_given_models_and_gives_back_files(elsewh
 def test_a_finished_sweep_leaves_nothing_for_the_table_to_compute(monkeypatch, tmp_path):
     runs = [PLANNED, BEHAVIOUR]
     assert swept(MODEL, *runs) == {}
-    rows = [row for run in runs for row in run.rows()]
+    rows = pd.concat([run.rows() for run in runs])
 
     monkeypatch.setattr(rollouts, "run_rollouts", refuses_to_work)
     monkeypatch.setattr(store, "train_model", refuses_to_work)
-    monkeypatch.setattr(rollouts, "expected_minutes", lambda runs: 0.0)
-    monkeypatch.setattr(places, "folder", lambda size: tmp_path / "figures" / size)
+    monkeypatch.setattr(places, "records", lambda size: tmp_path / "records" / size)
     table = rollouts.table("t", "smoke", runs)
-    assert len(table) == 4 and np.allclose(table["return"], [row["return"] for row in rows], rtol=1e-5)
+    assert len(table) == 4 and np.allclose(table["return"], rows["return"], rtol=1e-5)
 
 
 def test_what_is_finished_is_not_run_again(elsewhere, monkeypatch):
@@ -134,10 +133,11 @@ def test_what_is_finished_is_not_run_again(elsewhere, monkeypatch):
     assert ran[2:] == [CLONED] and numbers(elsewhere) == before
 
 
-def test_every_job_is_there_once_after_its_models():
+def test_every_job_is_there_once_after_its_models(monkeypatch):
+    monkeypatch.setenv("TTLIB_MODE", "recompute")  # otherwise jobs whose rollouts are recorded are left out
     for size in places.SIZES:
         todo = jobs.jobs(size)
-        runs = [*offline_rl.table1_runs(size), *offline_rl.imitation_runs(size), *ablations.ablations_runs(size)]
+        runs = [run for sets in jobs.tables(size).values() for run in sets]
         place = {sweep.identity(job): i for i, job in enumerate(todo)}
         assert len(place) == len(todo) and {sweep.identity(run) for run in runs} <= place.keys()
         files_of_runs = {keys.key(*run.recipe(), [e.label for e in run.models]) for run in runs}
@@ -174,7 +174,7 @@ def test_table_1_of_what_is_finished_is_printed_and_written(elsewhere, capsys):
     written = pd.read_csv(elsewhere / "table1-smoke.csv")
     there = written[written.n > 0]
     assert there[["dataset", "method", "n"]].values.tolist() == [[runs[0].exp.data.name, "behaviour", 2]]
-    scores = [row["score"] for row in runs[0].rows()]
+    scores = runs[0].rows().score
     assert there["mean"].item() == pytest.approx(np.mean(scores), rel=1e-5)
     assert there["std"].item() == pytest.approx(np.std(scores, ddof=1), rel=1e-4)
     said, missing = capsys.readouterr().out, len(offline_rl.table1_runs("smoke")) - 1

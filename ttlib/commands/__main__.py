@@ -1,15 +1,17 @@
-"""python -m ttlib.commands data | estimate | table1 | ship | claims | curve: what make asks for beside the pages."""
+"""python -m ttlib.commands data | estimate | check | table1 | ship | claims | curve: what make asks for."""
 
 import argparse
+import functools
 import hashlib
-import json
 import os
 import sys
 
+import torch
+
 from ttlib import files
 from ttlib.claims.ledger import changed, into_readme, load, outcomes, record
-from ttlib.pipeline import experiments, keys, places, provenance, store, sweep
-from ttlib.studies import jobs, long_horizon, offline_rl
+from ttlib.pipeline import experiments, places, provenance, results, rollouts, store, sweep
+from ttlib.studies import jobs, long_horizon, offline_rl, spot_check
 
 
 def make_data(size: str) -> None:
@@ -22,46 +24,56 @@ def make_data(size: str) -> None:
         )
 
 
+PAGES_AND_BOOK = {"smoke": 240.0, "laptop": 300.0, "paper": 600.0}  # seconds of two cores, the spot check included
+
+
 def estimate(size: str) -> None:
     """Print what is still to be computed, and how long it takes on this machine, before any of it is begun."""
     rate = provenance.gflops()
     print(f"this machine multiplies fp32 matrices at {rate:.0f} GFLOP/s; size {size}, mode {places.mode()}")
-    seconds = 60.0
+    seconds = PAGES_AND_BOOK[size]
     if places.mode() != "book":
-        seconds += estimate_models(size, rate) + estimate_results(size, rate)
+        seconds += estimate_sweep(size, rate) + estimate_results(size, rate)
     print(f"about {seconds / 60:.0f} minutes in all", flush=True)
 
 
-def estimate_models(size: str, rate: float) -> float:
-    """Print a line for each model -> the seconds that training takes."""
-    seconds = 0.0
-    for exp in experiments.needed(size):
-        if store.checkpoint_folder(exp):
-            print(f"  {exp.label:32} model is there")
-            continue
+def estimate_sweep(size: str, rate: float) -> float:
+    """Print a line for each model that is missing, and one for all rollouts -> the seconds that they take."""
+    models = [exp for exp in experiments.needed(size) if not store.checkpoint_folder(exp)]
+    for exp in models:
         tokens = exp.train.updates * exp.train.batch * exp.model.max_tokens / 1e6
-        takes = sweep.seconds(exp, rate)
-        seconds += takes
-        print(f"  {exp.label:32} train on {tokens:5.1f} million tokens: about {takes / 60:.1f} minutes")
-    return seconds
+        minutes = sweep.seconds(exp, rate) / 60
+        print(f"  {exp.label:32} train on {tokens:5.1f} million tokens: about {minutes:.1f} minutes")
+    todo = [job for job in jobs.jobs(size) if isinstance(job, rollouts.RolloutSet) and not sweep.files_there(job)]
+    workers, work = torch.get_num_threads(), [*models, *todo]
+    takes = sweep.makespan(work, {job: sweep.seconds(job, rate / workers) for job in work}, workers)
+    every, minutes = sum(map(len, jobs.tables(size).values())), f": about {takes / 60:.0f} minutes" if todo else ""
+    print(f"  {len(todo)} of {every} sets of rollouts are to be made{minutes}")
+    return takes
 
 
 def estimate_results(size: str, rate: float) -> float:
-    """Print a line for each result that is missing -> the seconds that they take, from published records."""
-    seconds, records = 0.0, sorted(places.folder(size).glob("*.json"))
-    if not records:
-        print("  results: no record says what they took, so they are not in the estimate")
-    for path in records:
-        about = json.loads(path.read_text())
-        if "recipe" not in about:  # only `make bench` measures it
-            continue
-        key = keys.key(about["recipe"], about.get("stage", 1), about["inputs"])
-        if (places.TABLES / f"{about['name']}-{size}-{key}.csv").exists():
+    """Print a line for each other result that is to be computed -> the seconds that they take, by their .json."""
+    seconds, known = 0.0, current_inputs(size)
+    for path, about in results.every(size):
+        there = results.table_file(about["name"], size, about["config"], about["inputs"], about["stage"]).exists()
+        right = all(known.get(name, key) == key for name, key in about["inputs"].items())
+        taken = results.takes_records(size) and path.parent == places.records(size) and right
+        if there or taken or about["name"] in jobs.tables(size):
             continue
         took = about["wall_seconds"] * about["gflops_fp32"] / rate
         seconds += took
-        print(f"  {about['name']:32} compute: about {took / 60:.1f} minutes")
+        if took > 30:
+            print(f"  {about['name']:32} compute: about {took / 60:.1f} minutes")
     return seconds
+
+
+def current_inputs(size: str) -> dict[str, str]:
+    """Return the keys of all datasets, and of the models and ensembles that are there."""
+    ensembles = [long_horizon.ensemble_fit(p, seed) for p in map(functools.partial(experiments.long_horizon, size),
+                 experiments.PANELS) for seed in p.seeds]  # fmt: skip
+    made = [item for item in (*experiments.needed(size), *ensembles) if store.checkpoint_folder(item)]
+    return store.inputs([*experiments.datasets(size), *made])
 
 
 def table1(size: str) -> None:
@@ -110,6 +122,15 @@ def curve(size: str) -> None:
         store.load_or_train(exp)
 
 
+def check(size: str, share: float) -> int:
+    """Make a share of the recorded rollouts again, and print how many are equal -> the exit status."""
+    sentence, wrong = spot_check.check(size, share)
+    print("\n".join([*wrong, sentence]), flush=True)
+    if wrong:
+        print(f"the records do not hold on this machine: `make SIZE={size} recompute` makes all results anew")
+    return bool(wrong)
+
+
 def judge(_: str) -> None:
     """Judge every claim at every size anew; print what changed, and write it to the ledger and to README.md."""
     claims = load()
@@ -127,12 +148,17 @@ COMMANDS = {"data": make_data, "estimate": estimate, "table1": table1, "ship": s
 def main() -> int:
     """Run one command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("command", choices=[*COMMANDS, "check"])
     parser.add_argument("--size", choices=places.SIZES, default="laptop")
     parser.add_argument("--mode", choices=places.MODES)
+    parser.add_argument("--share", type=float, default=0.05, help="check: the fraction of the rollouts; default: 0.05")
     arguments = parser.parse_args()
+    if not 0 <= arguments.share <= 1:
+        parser.error(f"--share {arguments.share:g}; expected a number from 0 to 1")
     if arguments.mode:
         os.environ["TTLIB_MODE"] = arguments.mode
+    if arguments.command == "check":
+        return check(arguments.size, arguments.share)
     COMMANDS[arguments.command](arguments.size)
     return 0
 

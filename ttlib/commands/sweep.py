@@ -1,4 +1,4 @@
-"""python -m ttlib.commands.sweep: run the jobs of Table 1, imitation and the ablations that are not finished.
+"""python -m ttlib.commands.sweep: make the rollouts of all pages that are neither recorded nor finished, as jobs.
 
 The executor `inline` runs one job after the other, `processes` runs several at once on this machine, and `ray` uses the
 cluster whose head is at RAY_ADDRESS (host:port, or "local" for a cluster on this machine alone).  A job that fails
@@ -40,7 +40,8 @@ def parse() -> argparse.Namespace:
     """Return the arguments.  Wrong ones end the process with a message."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], epilog=__doc__.split("\n\n", 1)[1])
     parser.add_argument("--size", choices=places.SIZES, default="laptop")
-    parser.add_argument("--mode", choices=("all", "scratch"), default="all", help="scratch: use no shipped models")
+    parser.add_argument("--mode", choices=("all", "recompute", "scratch"), default="all",
+                        help="recompute: take no records; scratch: nor shipped models")  # fmt: skip
     parser.add_argument("--executor", choices=("inline", "processes", "ray"), default="processes")
     # Several processes would share one GPU and its memory.
     workers = 1 if torch.cuda.is_available() else torch.get_num_threads()

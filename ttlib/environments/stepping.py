@@ -14,7 +14,7 @@ class Rollout:
     states: list[np.ndarray] = field(default_factory=list)  # T + 1, (N,) each
     actions: list[np.ndarray] = field(default_factory=list)  # T, (M,) each
     rewards: list[float] = field(default_factory=list)
-    record: dict[str, list[float]] = field(default_factory=dict)
+    record: dict[str, list] = field(default_factory=dict)  # T of each name
     terminal: bool = False
     diverged: bool = False  # not finite; the return so far counts
 
@@ -60,7 +60,7 @@ def rollouts(
         actions, record = agent.act(np.stack([runs[i].states[-1] for i in live]))
         for name, values in record.items():
             for i, value in zip(live, values):
-                runs[i].record.setdefault(name, []).append(float(value))
+                runs[i].record.setdefault(name, []).append(value)
         pairs = zip(live, actions, strict=True)
         going_on = np.array([runs[i].step(envs[i], action) for i, action in pairs])
         agent.observe(np.array([runs[i].rewards[-1] for i in live]), going_on)

@@ -9,7 +9,7 @@ from ttlib.environments.checkout import ROOT, missing
 BUILD = Path(os.environ.get("TTLIB_BUILD") or ROOT / "build").resolve()
 TABLES = BUILD / "tables"
 SIZES = ("smoke", "laptop", "paper")
-MODES = ("all", "scratch", "book")
+MODES = ("all", "recompute", "scratch", "book")
 
 if sentence := missing():
     raise ImportError(sentence)
@@ -18,7 +18,7 @@ if sentence := missing():
 def mode() -> str:
     """Return what a run may compute, from the environment variable TTLIB_MODE.
 
-    all: compute what is missing; scratch: train models anew too; book: draw published results, compute nothing.
+    all: compute what is missing; recompute: take no records; scratch: train models anew too; book: compute nothing.
     """
     chosen = os.environ.get("TTLIB_MODE", "all")
     if chosen not in MODES:
@@ -27,10 +27,21 @@ def mode() -> str:
 
 
 def folder(size: str) -> Path:
-    """Return where results of a size are published.  Raises ValueError for an unknown size."""
+    """Return where figures of a size, and what is drawn, are published.  Raises ValueError for an unknown size."""
     if size not in SIZES:
         raise ValueError(f"unknown size {size!r}; expected one of {SIZES}")
     return ROOT / "figures" / size
+
+
+def records(size: str) -> Path:
+    """Return where the records of a size are kept: results that cost more than a minute."""
+    return ROOT / "data" / "records" / size
+
+
+def published(name: str, size: str) -> Path:
+    """Return the CSV file of a published table, which is among the records or among the figures."""
+    record = records(size) / f"{name}.csv"
+    return record if record.exists() else folder(size) / f"{name}.csv"
 
 
 def shown(path: Path) -> Path:

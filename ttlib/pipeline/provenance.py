@@ -30,7 +30,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Return the short name of the checkout's commit, with "-dirty" if tracked files outside figures/ changed.
+    """Return the short name of the checkout's commit, with "-dirty" if tracked files that decide numbers changed.
 
     Without git or a repository it returns a sentence that says so.
     """
@@ -41,7 +41,8 @@ def commit() -> str:
     try:
         name = git("rev-parse", "--short", "HEAD") or "not a git checkout"
         # Published results do not decide the numbers of other results.
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)figures")
+        results = (":(exclude)figures", ":(exclude)data/records")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *results)
     except FileNotFoundError:
         return "git is not installed"
     return f"{name}-dirty" if changed else name

@@ -1,7 +1,11 @@
-"""Tables keyed by what made them, published as CSV and JSON, and the figures drawn from them."""
+"""Tables keyed by what made them, published as CSV and JSON, and the figures drawn from them.
+
+A *record* is a published table that costs more than a minute.  It is taken as it is while its key is right.
+"""
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import sys
@@ -31,29 +35,40 @@ def alone(path: Path):
 
 
 def _write(path: Path, text: str | bytes) -> None:
-    """Write a file where its content changes, and list it for the page runner, which names its list."""
+    """Write a file where its content changes, and list it."""
     content = text.encode() if isinstance(text, str) else text
     if not path.exists() or path.read_bytes() != content:
         files.write_aside(path, lambda aside: aside.write_bytes(content))
-    if (listing := os.environ.get("TTLIB_OUTPUTS")) and path.is_relative_to(places.ROOT / "figures"):
+    _list(path)
+
+
+def _list(path: Path) -> None:
+    """List a published file for the page runner, which names its list."""
+    shown = (places.ROOT / "figures", places.ROOT / "data" / "records")
+    if (listing := os.environ.get("TTLIB_OUTPUTS")) and any(map(path.is_relative_to, shown)):
         with open(listing, "a") as file:
             file.write(f"{path.relative_to(places.ROOT).as_posix()}\n")
 
 
-def _publish(name: str, size: str, csv: str, about: dict) -> None:
-    """Write figures/<size>/name.csv and .json.
+def _publish(path: Path, csv: str, about: dict) -> None:
+    """Write a published table and its .json.
 
-    Where the same numbers are there already, their record stays too: a recomputation that gives the same changes no
+    Where the same numbers are there already, their .json stays too: a recomputation that gives the same changes no
     file.
     """
-    path = places.folder(size) / f"{name}.csv"
-    record = path.with_suffix(".json")
-    if path.exists() and record.exists() and path.read_text() == csv:
-        old = json.loads(record.read_text())
+    beside = path.with_suffix(".json")
+    about = about | {"sha256": _digest(csv)}
+    if path.exists() and beside.exists() and path.read_text() == csv:
+        old = json.loads(beside.read_text())
         if {k: v for k, v in old.items() if k not in VOLATILE} == {k: v for k, v in about.items() if k not in VOLATILE}:
             about = old
     _write(path, csv)
-    _write(record, json.dumps(about, indent=1) + "\n")
+    _write(beside, json.dumps(about, indent=1) + "\n")
+
+
+def _digest(csv: str) -> str:
+    """Return the digest of a table's text."""
+    return hashlib.sha256(csv.encode()).hexdigest()
 
 
 def _recipe(name: str, config: dict) -> tuple[str, dict]:
@@ -67,6 +82,37 @@ def table_file(name: str, size: str, config: dict, inputs: dict[str, str] | None
     return places.TABLES / f"{name}-{size}-{keys.key(_recipe(name, config)[0], stage, inputs or {})}.csv"
 
 
+def read(path: Path) -> tuple[pd.DataFrame, dict]:
+    """Return a published table and its .json.
+
+    Raises FileNotFoundError if a file is missing, ValueError if one was cut, edited, or cannot be read.
+    """
+    try:
+        csv, about = path.read_text(), json.loads(path.with_suffix(".json").read_text())
+        digest, _ = about["sha256"], keys.key(about["recipe"], about["stage"], about["inputs"])
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} or its .json is missing") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} has a .json that cannot be read ({error!r})") from None
+    if _digest(csv) != digest:
+        raise ValueError(f"{path} is not the file that was published: its digest is another one")
+    return pd.read_csv(path), about
+
+
+def published(path: Path, recipe: str, inputs: dict[str, str], stage: int) -> pd.DataFrame:
+    """Return a published table whose key is right.  Raises as `read`, and ValueError that says what is stale."""
+    found, about = read(path)
+    if about["stage"] != stage:
+        raise ValueError(f"{path} was made by stage {about['stage']} of the code, which is now at {stage}")
+    if about["recipe"] != recipe:
+        raise ValueError(f"{path} was made with other settings (recipe {about['recipe']}, now {recipe})")
+    if about["inputs"] != inputs:
+        names = about["inputs"].keys() | inputs.keys()
+        other = sorted(name for name in names if about["inputs"].get(name) != inputs.get(name))
+        raise ValueError(f"{path} was made from other data or models: {', '.join(other)}")
+    return found
+
+
 def table(
     name: str,
     size: str,
@@ -75,56 +121,75 @@ def table(
     inputs: dict[str, str] | None = None,
     stage: int = 1,
     public: bool = True,
+    record: bool = False,
 ) -> pd.DataFrame:
-    """Return a table of results: read where its key is known, else made; published in figures/<size>/ if public.
+    """Return a table of results: read where its key is known, else made.
 
     config: everything that decides the numbers (profile, seeds, search); inputs: keys of the checkpoints and data it
     is computed from; stage: the number of the code, raised by hand when the meaning of the numbers changes.
-    In mode book the published file is read and nothing is computed; raises as `published` does.
+    A public table is published in figures/<size>/, or in data/records/<size>/ if it is a record.  In mode all a
+    record whose key and digest are right is taken, but not at size smoke.  In mode book every published table is, and
+    nothing is computed: raises as `published` does.
     """
-    places.folder(size)  # raises for an unknown size
-    if places.mode() == "book" and public:
-        return published(name, size, config, stage)[0]
+    folder = places.folder(size)  # raises for an unknown size
+    at = (places.records(size) if record else folder) / f"{name}.csv"
     path = table_file(name, size, config, inputs, stage)
+    if public and (places.mode() == "book" or (record and takes_records(size) and not path.exists())):
+        try:
+            found = published(at, _recipe(name, config)[0], inputs or {}, stage)
+            say(f"{name}: taken from {places.shown(at.parent)}")
+            _list(at)
+            return found
+        except (FileNotFoundError, ValueError) as error:
+            if places.mode() == "book":
+                raise type(error)(f"{error}; `make book` only draws: run `make all` first") from None
+            say(f"{name}: not taken from records: {error}")
     if path.exists():
         say(f"{name}: loaded (key {path.stem[-16:]})")
     else:
-        say(f"{name}: computing")
-        start = time.perf_counter()
-        made = make()
-        took = time.perf_counter() - start
-        recipe, config = _recipe(name, config)
-        about = {"name": name, "size": size, "recipe": recipe, "stage": stage, "config": config, "inputs": inputs or {}}
-        about |= provenance.here() | {"wall_seconds": round(took, 1)}
-        _write(path.with_suffix(".json"), json.dumps(about, indent=1))
-        _write(path, made.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
-        say(f"{name}: computed in {took:.0f} s")
+        _compute(path, name, size, make, (config, inputs or {}, stage))
     if public:
-        _publish(name, size, path.read_text(), json.loads(path.with_suffix(".json").read_text()))
+        _publish(at, path.read_text(), json.loads(path.with_suffix(".json").read_text()))
     return pd.read_csv(path)
+
+
+def drawn(name: str, size: str, make: Callable[[], pd.DataFrame], *tables: pd.DataFrame, **config) -> pd.DataFrame:
+    """Return a public table that is computed from other tables alone, in seconds."""
+    texts = [table.to_csv(index=False, float_format="%.6g") for table in tables]
+    return table(name, size, make, config, {"tables": keys.key(texts)})
+
+
+def every(size: str) -> list[tuple[Path, dict]]:
+    """Return the file and the .json of each published table of a size, records first; unreadable ones are left out."""
+    found = []
+    for path in sorted([*places.records(size).glob("*.csv"), *places.folder(size).glob("*.csv")]):
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            found.append((path, read(path)[1]))
+    return found
+
+
+def takes_records(size: str) -> bool:
+    """Return whether records of a size are taken where their key is right."""
+    return places.mode() == "all" and size != "smoke"
+
+
+def _compute(path: Path, name: str, size: str, make: Callable[[], pd.DataFrame], parents: tuple) -> None:
+    """Make a table; write it and its .json.  parents: config, inputs and stage."""
+    say(f"{name}: computing")
+    start = time.perf_counter()
+    made = make()
+    took = made.attrs.get("seconds", time.perf_counter() - start)  # of its parts, where these are made before
+    (recipe, config), inputs, stage = _recipe(name, parents[0]), *parents[1:]
+    about = {"name": name, "size": size, "recipe": recipe, "stage": stage, "config": config, "inputs": inputs}
+    about |= provenance.here() | {"wall_seconds": round(took, 1)}
+    _write(path.with_suffix(".json"), json.dumps(about, indent=1))
+    _write(path, made.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    say(f"{name}: computed in {took:.0f} s")
 
 
 def say(text: str) -> None:
     """Print a line about the work done; on a page it does not become a part of the text."""
     print(text, file=sys.stderr, flush=True)
-
-
-def published(name: str, size: str, config: dict, stage: int = 1) -> tuple[pd.DataFrame, dict]:
-    """Return a published table and its record.
-
-    Raises FileNotFoundError if it is missing, ValueError if it was made with another config.  A table that an earlier
-    stage of the code made is returned, and that is said.
-    """
-    path, (recipe, _) = places.folder(size) / f"{name}.csv", _recipe(name, config)
-    if not path.exists() or not path.with_suffix(".json").exists():
-        raise FileNotFoundError(f"{path} or its .json is missing: `make book` only draws; run `make all` first")
-    about = json.loads(path.with_suffix(".json").read_text())
-    if about["recipe"] != recipe:
-        made = about["recipe"]
-        raise ValueError(f"{path} was made with another config (recipe {made}, now {recipe}): run `make all`")
-    if about.get("stage", 1) != stage:
-        say(f"{name}: made by stage {about.get('stage', 1)} of the code, which is now at {stage}: run `make all`")
-    return pd.read_csv(path), about
 
 
 def save_figure(figure, name: str, size: str) -> None:

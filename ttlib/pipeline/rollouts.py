@@ -1,8 +1,8 @@
-"""Sets of rollouts: who acts, for which seeds, and the rows that are kept of them."""
+"""Sets of rollouts: who acts, for which seeds, and the row that is kept of each."""
 
 import functools
-import time
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from ttlib.data import Episodes
 from ttlib.datasets import regenerated
 from ttlib.environments import policies, stepping, tasks
 from ttlib.model import token_nats
-from ttlib.pipeline import experiments, results, store
+from ttlib.pipeline import experiments, places, results, store
 from ttlib.pipeline.experiments import DataConfig, Experiment
 
 # Raised by hand when search, control, cloning or shooting change what a rollout does.  2: each environment has its
@@ -42,24 +42,28 @@ def run_rollouts(
     tasks; hooks are those of `control.ByReward`.  Raises ValueError for an unknown method, MemoryError with the sizes.
     """
     make = make or (lambda: simulator(exp.data, exp.size))
-    if method in BY_TRANSFORMER:
-        agent = transformer_agent(exp, method, hooks)
-    elif method in ("bc", "bc10"):
-        policy = cloned(exp, model_seed, 1.0 if method == "bc" else 0.1)
-        agent = FunctionAgent(lambda states, rows: policy.act(states))
-    elif method == "behaviour":
-        agent = FunctionAgent(behaviour(exp, seeds))
-    elif method == "random_shooting":
-        space = make().action_space
-        agent = shooting.RandomShooting(*fit_shooting_models(exp), exp.plan, space.low, space.high)
-    else:
-        raise ValueError(f"unknown method {method!r}; expected one of {METHODS}")
+    acts = agent(exp, method, seeds, model_seed, make, hooks)
     try:
-        return stepping.rollouts(make, agent, list(seeds), progress=progress)
+        return stepping.rollouts(make, acts, list(seeds), progress=progress)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
             raise MemoryError(memory_needed(exp, method, len(seeds))) from error
         raise
+
+
+def agent(exp: Experiment, method: str, seeds: Sequence[int], model_seed: int, make, hooks: dict | None = None):
+    """Return the agent that acts by a method of METHODS; see `run_rollouts`."""
+    if method in BY_TRANSFORMER:
+        return transformer_agent(exp, method, hooks)
+    if method in ("bc", "bc10"):
+        policy = cloned(exp, model_seed, 1.0 if method == "bc" else 0.1)
+        return FunctionAgent(lambda states, rows: policy.act(states))
+    if method == "behaviour":
+        return FunctionAgent(behaviour(exp, seeds))
+    if method == "random_shooting":
+        space = make().action_space
+        return shooting.RandomShooting(*fit_shooting_models(exp), exp.plan, space.low, space.high)
+    raise ValueError(f"unknown method {method!r}; expected one of {METHODS}")
 
 
 def memory_needed(exp: Experiment, method: str, environments: int) -> str:
@@ -116,12 +120,12 @@ def fit_shooting_models(exp: Experiment):
 
 
 def behaviour(exp: Experiment, seeds: Sequence[int]) -> Callable:
-    """Return the data's behaviour policies: rollout i acts by the i-th snapshot, then from the first again.
+    """Return the data's behaviour policies: the seed of a rollout says by which snapshot it acts.
 
     -> a function (states (E, N), rows (E,)) -> actions (E, M).  Each rollout has random numbers from its own seed.
     """
     snapshots = regenerated.recipe(exp.data.task, exp.data.quality).snapshots
-    acts = [policies.policy(exp.data.task, snapshots[i % len(snapshots)]) for i in range(len(seeds))]
+    acts = [policies.policy(exp.data.task, snapshots[seed % len(snapshots)]) for seed in seeds]
     rngs = [np.random.default_rng([exp.data.seed, seed]) for seed in seeds]
     return lambda states, rows: np.concatenate(
         [acts[row](state[None], rngs[row]) for row, state in zip(rows, states, strict=True)]
@@ -130,57 +134,57 @@ def behaviour(exp: Experiment, seeds: Sequence[int]) -> Callable:
 
 # -- rows --------------------------------------------------------------------------------------------------
 
+DECISIONS = 25  # of each rollout that are recorded, so that another machine can check them
+EVERY = 5  # steps between two values of plans that are kept
+MEASURED = (
+    "rollout_seed", "return", "score", "length", "fell", "diverged", "log_density", "actions",
+     "values", "spreads", "promised", "achieved",
+)  # fmt: skip
 
-def step_rows(runs: list[stepping.Rollout], log_density: list | None = None) -> pd.DataFrame:
-    """Return one row for each step of each rollout.
 
-    Columns: rollout_seed, t, reward, terminal, diverged, predicted (the plan's value), log_density (of the action, in
-    nats).
+def measured(run: stepping.Rollout, exp: Experiment, method: str, log_density: np.ndarray | None = None) -> dict:
+    """Return the columns MEASURED of a rollout.
+
+    log_density: the mean of the actions taken, in nats; actions, values, spreads: of the first DECISIONS decisions the
+    bins of the action (or the action, where there are no bins), the value of the chosen plan, and the standard
+    deviation of the candidates' values; promised, achieved: as `promises`.  Lists are JSON.
     """
-    log_density = log_density or [np.nan] * len(runs)
-    return pd.concat([
-        pd.DataFrame({"rollout_seed": run.seed, "t": np.arange(len(run.rewards)), "reward": run.rewards,
-                      "terminal": run.terminal, "diverged": run.diverged,
-                      "predicted": run.record.get("value", np.nan), "log_density": density})
-        for run, density in zip(runs, log_density, strict=True)
-    ])  # fmt: skip
+    record, promised = run.record, promises(run, exp, method)
+    lists = {
+        "actions": record.get("bins", run.actions), "values": record.get("value", record.get("log_p", [])),
+        "spreads": record.get("spread", []),
+    }  # fmt: skip
+    return {
+        "rollout_seed": run.seed, "return": run.total, "score": tasks.score(exp.data.task, run.total),
+        "length": len(run.rewards), "fell": run.terminal, "diverged": run.diverged,
+        "log_density": np.nan if log_density is None else log_density.mean(),
+        **{name: _as_json(x[:DECISIONS]) for name, x in lists.items()},
+        "promised": _as_json(promised[0]), "achieved": _as_json(promised[1]),
+    }  # fmt: skip
 
 
-def rollout_rows(
-    steps: pd.DataFrame, exp: Experiment, method: str, setting: str, model_seed: int = 0, **columns
-) -> list[dict]:
-    """Return rows of `table1_rollouts.csv` from `step_rows`, one for each rollout."""
-    rows = []
-    for seed, part in steps.groupby("rollout_seed", sort=False):
-        total = float(part.reward.sum())
-        rows.append(
-            {"dataset": exp.data.name, "source": exp.data.source, "method": method, "profile": exp.profile,
-             "setting": setting, "model_seed": model_seed, "rollout_seed": seed, "return": total,
-             "score": tasks.score(exp.data.task, total), "length": len(part), "fell": bool(part.terminal.iloc[0]),
-             "diverged": bool(part.diverged.iloc[0])} | columns
-        )  # fmt: skip
-    return rows
+def _as_json(numbers: Iterable) -> str:
+    """Return numbers, or rows of them, as JSON; floats have eight digits."""
+    array = np.array(numbers)
+    if array.dtype.kind == "f":
+        array = np.char.mod("%.8g", array).astype(float)
+    return json.dumps(array.tolist(), separators=(",", ":"))
 
 
-def value_rows(steps: pd.DataFrame, exp: Experiment, method: str = "tto", **columns) -> list[dict]:
-    """Return the value that each plan predicted beside the discounted return that followed, for every fifth step.
+def promises(run: stepping.Rollout, exp: Experiment, method: str = "tto") -> tuple[np.ndarray, np.ndarray]:
+    """Return the value that each plan promised and the discounted return that followed, for every fifth step.
 
     A fall counts what the model was told that it costs.  Where the time limit ended the episode, its last
-    UNKNOWN_STEPS steps are left out: the return that would have followed is not known there.
+    UNKNOWN_STEPS steps are left out: the return that would have followed is not known there.  Both are empty for a
+    rollout without plans.
     """
-    rows = []
-    for seed, part in steps.groupby("rollout_seed", sort=False):
-        rewards, terminal = part.reward.to_numpy(copy=True), bool(part.terminal.iloc[0])
-        if terminal and exp.bins.terminal_reward is not None and method == "tto":
-            rewards[-1] = exp.bins.terminal_reward
-        achieved = data.reward_to_go(rewards, np.array([0, len(rewards)]), exp.bins.gamma)
-        known = len(rewards) - (0 if terminal else UNKNOWN_STEPS if exp.size != "smoke" else 4)
-        rows += [
-            {"dataset": exp.data.name, "method": method, "profile": exp.profile, "rollout_seed": seed, "t": t,
-             "predicted": part.predicted.iloc[t], "achieved": achieved[t]} | columns
-            for t in range(0, max(known, 0), 5)
-        ]  # fmt: skip
-    return rows
+    rewards = np.array(run.rewards)
+    if run.terminal and exp.bins.terminal_reward is not None and method == "tto":
+        rewards[-1] = exp.bins.terminal_reward
+    achieved = data.reward_to_go(rewards, np.array([0, len(rewards)]), exp.bins.gamma)
+    known = len(rewards) - (0 if run.terminal else UNKNOWN_STEPS if exp.size != "smoke" else 4)
+    promised = np.array(run.record.get("value", []), float)[: max(known, 0) : EVERY]
+    return promised, achieved[: len(promised) * EVERY : EVERY]
 
 
 def action_log_density(exp: Experiment, runs: list[stepping.Rollout]) -> list[np.ndarray]:
@@ -243,7 +247,7 @@ class RolloutSet:
         return {name: hook for name, hook in given.items() if hook is not None}
 
     def recipe(self) -> tuple[str, dict]:
-        """Return name and config of the table of its steps."""
+        """Return name and config of the table of its rollouts."""
         known = self.exp if self.transformer else [self.exp.data, self.exp.size]
         if self.method == "random_shooting":
             known = [*known, experiments.SHOOTING, replace(self.exp.plan, drop_probability=0.0)]  # it filters nothing
@@ -256,18 +260,25 @@ class RolloutSet:
         return store.inputs(self.models or [self.exp.data])
 
     def file(self) -> Path | None:
-        """Return where its steps are kept; None while a model is missing, whose weights are in the file's name."""
+        """Return where its rollouts are kept; None while a model is missing, whose weights are in the file's name."""
         if any(store.checkpoint_folder(exp) is None for exp in self.models):
             return None
         name, config = self.recipe()
         return results.table_file(name, self.exp.size, config, self.inputs(), ROLLOUT_STAGE)
 
-    def steps(self) -> pd.DataFrame:
-        """Return `step_rows` of its rollouts.  They are kept, so a killed run loses at most one of these sets."""
+    @property
+    def key(self) -> str | None:
+        """The key of its rollouts: of its settings, its models' weights, and the stage of the code."""
+        return (path := self.file()) and path.stem[-16:]
+
+    def made(self) -> pd.DataFrame:
+        """Return the columns MEASURED of its rollouts, which are kept, so a killed run loses at most one set."""
 
         def make() -> pd.DataFrame:
             runs = run_rollouts(self.exp, self.method, self.seeds, self.model_seed, hooks=self.hooks)
-            return step_rows(runs, action_log_density(self.scorer, runs) if self.scorer else None)
+            densities = action_log_density(self.scorer, runs) if self.scorer else [None] * len(runs)
+            pairs = zip(runs, densities, strict=True)
+            return pd.DataFrame([measured(run, self.exp, self.method, density) for run, density in pairs])
 
         name, config = self.recipe()
         return results.table(name, self.exp.size, make, config, self.inputs(), ROLLOUT_STAGE, public=False)
@@ -286,11 +297,27 @@ class RolloutSet:
             "noise": getattr(self.read, "noise", 0.0) if planned else np.nan,
         }
 
-    def rows(self) -> list[dict]:
-        """Return rows of `table1_rollouts.csv`."""
-        method = "tto" if self.transformer else self.method
-        columns = self.settings() | {"profile": self.profile}
-        return rollout_rows(self.steps(), self.exp, method, self.setting, self.model_seed, **columns)
+    def seconds(self) -> float:
+        """Return the seconds that its rollouts took here; 0 where they were recorded elsewhere."""
+        path = self.file().with_suffix(".json")
+        return json.loads(path.read_text())["wall_seconds"] if path.exists() else 0.0
+
+    def rows(self, recorded: pd.DataFrame | None = None) -> pd.DataFrame:
+        """Return its rows of `table1_rollouts.csv`: those of its key that are recorded, or else made.
+
+        demonstrator: the mean return of the dataset's episodes.
+        """
+        rows = None if recorded is None else recorded[recorded.key == self.key]
+        if rows is None or not len(rows):
+            rows = self.made().assign(demonstrator=store.dataset(self.exp.data).returns.mean())
+        labels = {"dataset": self.exp.data.name, "source": self.exp.data.source, "method": self.method_shown,
+                  "profile": self.profile, "setting": self.setting, "model_seed": self.model_seed}  # fmt: skip
+        return rows[["demonstrator", *MEASURED]].assign(**labels, **self.settings(), key=self.key)
+
+    @property
+    def method_shown(self) -> str:
+        """The method as tables name it: all that the Transformer does is "tto"."""
+        return "tto" if self.transformer else self.method
 
 
 def planning(exp: Experiment, setting: str = "", **options) -> RolloutSet:
@@ -305,34 +332,24 @@ def cloning(exp: Experiment, method: str, setting: str) -> list[RolloutSet]:
     return [RolloutSet(exp, method, setting, e.seeds, e.train.seed) for e in experiments.models(exp)]
 
 
-def table(name: str, size: str, sets: list[RolloutSet]) -> pd.DataFrame:
-    """Return a public table of rollouts, one row each.  An estimate is printed first, and progress is shown.
+def recorded(name: str, size: str) -> pd.DataFrame | None:
+    """Return the rows of an earlier record of this name, of whatever key; None where none may be taken."""
+    if not results.takes_records(size):
+        return None
+    try:
+        found, about = results.read(places.records(size) / f"{name}.csv")
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if about["stage"] == ROLLOUT_STAGE else None
 
-    demonstrator: the mean return of the dataset's episodes.
-    """
+
+def table(name: str, size: str, sets: list[RolloutSet]) -> pd.DataFrame:
+    """Return a record of rollouts, one row each: only sets whose key is not in the record are made."""
 
     def make() -> pd.DataFrame:
-        results.say(f"the Transformers' rollouts take {expected_minutes(sets):.0f} minutes here if no robot falls")
-        rows = []
-        for rollout_set in tqdm(sets, desc=name, unit="setting"):
-            demonstrator = store.dataset(rollout_set.exp.data).returns.mean()
-            rows += [row | {"demonstrator": demonstrator} for row in rollout_set.rows()]
-        return pd.DataFrame(rows)
+        known = recorded(name, size)
+        table = pd.concat([each.rows(known) for each in tqdm(sets, desc=name, unit="setting")], ignore_index=True)
+        table.attrs["seconds"] = sum(each.seconds() for each in sets)
+        return table
 
-    return store.table(name, size, make, sets, stage=ROLLOUT_STAGE)
-
-
-def expected_minutes(sets: list[RolloutSet]) -> float:
-    """Return what the Transformers' rollouts that are missing take, from one timed decision of each set."""
-    seconds = 0.0
-    for rollout_set in sets:
-        if not rollout_set.transformer or rollout_set.file().exists():
-            continue
-        env = simulator(rollout_set.exp.data, rollout_set.exp.size)
-        states = np.stack([env.reset(seed=seed)[0] for seed in rollout_set.seeds])
-        agent = transformer_agent(rollout_set.exp, rollout_set.method, rollout_set.hooks)
-        agent.reset(rollout_set.seeds)
-        start = time.perf_counter()
-        agent.act(states)
-        seconds += tasks.MAX_STEPS * (time.perf_counter() - start)
-    return seconds / 60
+    return store.table(name, size, make, sets, stage=ROLLOUT_STAGE, record=True)

@@ -335,12 +335,12 @@ def table(
     config: dict | None = None,
     stage: int = 1,
     public: bool = True,
+    record: bool = False,
 ) -> pd.DataFrame:
     """Return a table of results: read where its key is known, else made; see `results.table`.
 
     of: what it is computed from, as in `inputs`; config: what else decides the numbers; stage: the number of the
-    code that computes it, raised by hand when its meaning changes.
+    code that computes it, raised by hand when its meaning changes; record: whether it costs more than a minute.
     """
-    of, draw_only = list(of), places.mode() == "book" and public
-    config = {"of": of, **(config or {})}
-    return results.table(name, size, make, config, {} if draw_only else inputs(of), stage, public)
+    of = list(of)
+    return results.table(name, size, make, {"of": of, **(config or {})}, inputs(of), stage, public, record)

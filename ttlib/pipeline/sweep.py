@@ -45,7 +45,7 @@ def label(job: Job) -> str:
     """Return the name of a job for readers."""
     if isinstance(job, Experiment):
         return f"model {job.label}"
-    model = job.exp.label if job.transformer else f"{job.exp.data.name} {job.model_seed}"
+    model = job.exp.label if job.transformer else f"{job.exp.name} {job.model_seed}"
     return f"rollouts {model}, {job.method}, {job.setting}"
 
 
@@ -54,7 +54,7 @@ def run(job: Job) -> None:
     if isinstance(job, Experiment):
         store.load_or_train(job)
     else:
-        job.steps()
+        job.made()
 
 
 def files(job: Job) -> list[Path]:
@@ -66,17 +66,21 @@ def files(job: Job) -> list[Path]:
     return [] if path is None else [path.with_suffix(".json"), path]
 
 
-def finished(job: Job) -> bool:
-    """Return whether the last file of a job exists.
-
-    Raises ValueError for rollouts that other versions of the packages made, and for rollouts without a record.
-    """
+def files_there(job: Job) -> bool:
+    """Return whether the last file of a job exists."""
     made = files(job)
-    if not made or not made[-1].exists():
-        return False
-    if isinstance(job, RolloutSet):
-        check_versions(*made)
-    return True
+    return bool(made) and made[-1].exists()
+
+
+def finished(job: Job) -> bool:
+    """Return whether a job's files are there.
+
+    Raises ValueError for rollouts that other versions of the packages made, and for rollouts without a .json.
+    """
+    there = files_there(job)
+    if there and isinstance(job, RolloutSet):
+        check_versions(*files(job))
+    return there
 
 
 def check_versions(record: Path, table: Path) -> None:

@@ -114,17 +114,19 @@ def ablations_runs(size: str) -> list[RolloutSet]:
     The search is changed on hopper; the bins on halfcheetah's medium-expert data, where the paper suspects that they
     are too coarse.
     """
-    exp = experiments.get("hopper-medium-replay", size, "released")
-    exp, plan = replace(exp, seeds=tuple(range(2 if size == "smoke" else 5))), exp.plan
-    runs = []
+    v1, exp = (experiments.get("hopper-medium-replay", size, profile) for profile in experiments.PROFILES)
+    runs, plan = [], exp.plan
     for label, variant, change, hooks in search_changes(plan):
-        runs.append(planning(replace(exp, plan=replace(plan, **change)), label, variant=variant, **hooks))
+        # With this scorer the rollouts of the main setting are those of Table 1.
+        scorer = v1 if variant == "main" else None
+        changed = replace(exp, plan=replace(plan, **change))
+        runs.append(planning(changed, label, variant=variant, scorer=scorer, **hooks))
     blind = replace(exp, context=0)  # which leaves the whole window for a plan
     longest, T = replace(blind, plan=replace(plan, horizon=exp.model.T)), exp.model.T
     runs.append(planning(blind, "no context", variant="no_context"))
     runs.append(planning(longest, f"no context, horizon {T}", variant="no_context_long_horizon"))
     v1, released = (experiments.get("halfcheetah-medium-expert", size, profile) for profile in experiments.PROFILES)
-    runs.append(planning(released, "main", scorer=v1))  # with this scorer these are rollouts of Table 1
+    runs.append(planning(released, "main", scorer=v1))
     for name in experiments.BINS:
         words = name.split("-")[-2:]
         runs.append(planning(experiments.get(name, size, "released"), " ".join(words), variant="_".join(words)))

@@ -1,52 +1,57 @@
-"""The jobs of a sweep: Table 1, imitation and ablations, and Table 1 as far as it is finished."""
-
-import contextlib
+"""The jobs of a sweep: all rollouts of the pages, and Table 1 as far as it is finished."""
 
 import pandas as pd
 
-from ttlib.pipeline import results, rollouts, store, sweep
+from ttlib.pipeline import rollouts, sweep
+from ttlib.pipeline.rollouts import RolloutSet
 from ttlib.pipeline.sweep import Job
 from ttlib.studies import ablations, offline_rl
+
+
+def tables(size: str) -> dict[str, list[RolloutSet]]:
+    """Return every record of rollouts, by its name, and the sets that it is made of."""
+    return {
+        "table1_rollouts": offline_rl.table1_runs(size),
+        "imitation_rollouts": offline_rl.imitation_runs(size),
+        "ablations_rollouts": ablations.ablations_runs(size),
+        "hopper_rollouts": offline_rl.hopper_runs(size),
+    } | offline_rl.exercises(size)
 
 
 def jobs(size: str, only: str = "") -> list[Job]:
     """Return each job once, models before the rollouts that need them.
 
-    only: the jobs of datasets whose name contains this.  Raises ValueError where there are none.
+    only: the jobs of datasets whose name contains this.  Sets that are recorded are left out, where records are taken.
+    Raises ValueError where no dataset has such a name.
     """
-    every = [*offline_rl.table1_runs(size), *offline_rl.imitation_runs(size), *ablations.ablations_runs(size)]
-    runs = [run for run in every if only in run.exp.data.name]
-    if not runs:
-        names = sorted({run.exp.data.name for run in every})
+    every = [(name, run) for name, runs in tables(size).items() for run in runs if only in run.exp.data.name]
+    if not every:
+        names = sorted({run.exp.data.name for runs in tables(size).values() for run in runs})
         raise ValueError(f"no dataset's name contains {only!r}; expected a part of one of {names}")
+    known = {name: rollouts.recorded(name, size) for name in dict(every)}
     by_identity = {}
-    for job in (job for run in runs for job in (*run.models, run)):
-        by_identity.setdefault(sweep.identity(job), job)
+    for name, run in every:
+        if known[name] is None or run.key not in set(known[name].key):
+            for job in (*run.models, run):
+                by_identity.setdefault(sweep.identity(job), job)
     return list(by_identity.values())
 
 
 def finished_rows(size: str) -> tuple[pd.DataFrame, list[str]]:
-    """Return the rows of Table 1's rollouts that are finished, and a line for each set that is missing.
-
-    Where the table is published whole, with these settings and weights, those are its rows.
-    """
-    runs = offline_rl.table1_runs(size)
-    if all(store.checkpoint_folder(exp) for run in runs for exp in run.models):
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            rows, about = results.published("table1_rollouts", size, {"of": runs}, rollouts.ROLLOUT_STAGE)
-            if about["inputs"] == store.inputs(runs):
-                return rows, []
-    rows, missing = [], []
-    for run in runs:
+    """Return the rows of Table 1's rollouts that are recorded or finished, and a line for each set that is missing."""
+    rows, missing, known = [], [], rollouts.recorded("table1_rollouts", size)
+    for run in offline_rl.table1_runs(size):
         try:
-            done, why = sweep.finished(run), "it is not there"
+            there = known is not None and run.key in set(known.key)
+            done, why = there or sweep.finished(run), "it is not there"
         except ValueError as error:
             done, why = False, str(error)
         if done:
-            rows += run.rows()
+            rows.append(run.rows(known))
         else:
             missing.append(f"{sweep.label(run)}: {why}")
-    return pd.DataFrame(rows, columns=["dataset", "method", "profile", "score"]), missing
+    columns = ["dataset", "method", "profile", "score"]
+    return pd.concat([pd.DataFrame(columns=columns), *rows])[columns], missing
 
 
 def table1(size: str) -> tuple[pd.DataFrame, list[str]]:
@@ -58,7 +63,7 @@ def table1(size: str) -> tuple[pd.DataFrame, list[str]]:
     columns = ["dataset", "method", "profile"]
     expected = pd.DataFrame(
         [
-            (run.exp.data.name, "tto" if run.transformer else run.method, run.profile, len(run.seeds))
+            (run.exp.data.name, run.method_shown, run.profile, len(run.seeds))
             for run in offline_rl.table1_runs(size)
         ],
         columns=[*columns, "expected"],

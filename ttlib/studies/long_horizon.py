@@ -14,7 +14,7 @@ from ttlib.baselines import ensemble
 from ttlib.datasets import regenerated
 from ttlib.environments import bodies, policies
 from ttlib.model import token_nats
-from ttlib.pipeline import experiments, keys, results, store
+from ttlib.pipeline import experiments, results, store
 from ttlib.pipeline.experiments import EnsembleFit, Experiment, LongHorizon
 from ttlib.studies import horizon_metrics, prediction
 
@@ -166,7 +166,7 @@ def _figure_2(name: str, size: str, make: Callable[[LongHorizon], list[pd.DataFr
     items = [item for p in protocols for model in MODELS for item in made_of(p, model)]
     return store.table(
         name, size, lambda: pd.concat([table for p in protocols for table in make(p)], ignore_index=True),
-        items, {"protocols": protocols}, PREDICTION_STAGE,
+        items, {"protocols": protocols}, PREDICTION_STAGE, record=True,
     )  # fmt: skip
 
 
@@ -218,7 +218,7 @@ def poses(size: str, count: int = 3) -> pd.DataFrame:
 
     items = [*made_of(protocol, "transformer"), *made_of(protocol, "ensemble_ts1")]
     config = {"protocol": protocol, "count": count}
-    return store.table("fig1_poses", size, make, items, config, PREDICTION_STAGE)
+    return store.table("fig1_poses", size, make, items, config, PREDICTION_STAGE, record=True)
 
 
 TRACED = ("head", "left_foot", "right_foot")
@@ -236,8 +236,7 @@ def figure_1(size: str, found: pd.DataFrame) -> pd.DataFrame:
         ]
         return pd.concat(parts, ignore_index=True)
 
-    text = found.to_csv(index=False, float_format="%.6g")
-    return results.table("fig1_humanoid", size, make, config={"traced": TRACED}, inputs={"poses": keys.key(text)})
+    return results.drawn("fig1_humanoid", size, make, found, traced=TRACED)
 
 
 @functools.lru_cache(maxsize=8)  # two tables of a page are made of it
@@ -308,7 +307,8 @@ def one_step_by_dimension(size: str) -> pd.DataFrame:
         return pd.concat(tables, ignore_index=True)
 
     items = [item for p in protocols for model in MODELS for item in made_of(p, model)]
-    return store.table("humanoid_one_step_by_dimension", size, make, items, {"protocols": protocols}, PREDICTION_STAGE)
+    config = {"protocols": protocols}
+    return store.table("humanoid_one_step_by_dimension", size, make, items, config, PREDICTION_STAGE, record=True)
 
 
 def one_step(size: str) -> pd.DataFrame:
@@ -335,7 +335,7 @@ def one_step(size: str) -> pd.DataFrame:
         return pd.DataFrame(rows)
 
     items = [item for p in protocols for model in MODELS for item in made_of(p, model)]
-    return store.table("humanoid_one_step", size, make, items, {"protocols": protocols}, PREDICTION_STAGE)
+    return store.table("humanoid_one_step", size, make, items, {"protocols": protocols}, PREDICTION_STAGE, record=True)
 
 
 def one_step_by_past(size: str) -> pd.DataFrame:
@@ -357,4 +357,5 @@ def one_step_by_past(size: str) -> pd.DataFrame:
         return pd.concat(rows, ignore_index=True)
 
     items = [item for p in protocols for model in TRANSFORMERS for item in made_of(p, model)]
-    return store.table("humanoid_one_step_by_past", size, make, items, {"protocols": protocols}, PREDICTION_STAGE)
+    config = {"protocols": protocols}
+    return store.table("humanoid_one_step_by_past", size, make, items, config, PREDICTION_STAGE, record=True)

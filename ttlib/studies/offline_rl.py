@@ -1,12 +1,13 @@
 """Table 1, Figure 4 and imitation (Sections 3.2 and 4.2): the rollouts that they are made of."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from ttlib.environments import stepping
-from ttlib.pipeline import experiments, keys, places, results, rollouts, statistics, store
+from ttlib.pipeline import experiments, places, results, rollouts, statistics, store
 from ttlib.pipeline.experiments import Experiment
 from ttlib.pipeline.rollouts import RolloutSet, cloning, planning
 
@@ -36,7 +37,7 @@ def names(size: str, official: bool = False) -> list[str]:
 
 def described(size: str, configs: list[experiments.DataConfig]) -> pd.DataFrame:
     """Return one row for each dataset, from the table of page 06 if it has them, else from the episodes."""
-    path, wanted = places.folder(size) / "datasets.csv", [config.name for config in configs]
+    path, wanted = places.published("datasets", size), [config.name for config in configs]
     if path.exists() and set(wanted) <= set((table := pd.read_csv(path, index_col="dataset")).index):
         return table.loc[wanted]
     rows = {}
@@ -57,50 +58,38 @@ def table1(size: str, official: bool = False) -> pd.DataFrame:
     return rollouts.table("table1_rollouts", size, table1_runs(size, official))
 
 
-def planners(size: str, official: bool = False) -> list[RolloutSet]:
-    """Return the rollouts of Table 1 whose actions are scored: those that plan."""
-    return [run for run in table1_runs(size, official) if run.scorer]
+def promised(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the value that each plan promised and the return that followed: a row for every fifth step.
+
+    table: rows of `table1_rollouts.csv`, of which those without plans are left out.
+    """
+    planned = table[table.promised != "[]"]
+    lists = {"predicted": planned.promised.map(json.loads), "achieved": planned.achieved.map(json.loads)}
+    lists["t"] = lists["predicted"].map(lambda values: list(range(0, rollouts.EVERY * len(values), rollouts.EVERY)))
+    named = ["dataset", "method", "profile", "setting", "variant", "model_seed", "rollout_seed", "horizon", "sequences"]
+    return planned[named].assign(**lists).explode([*lists], ignore_index=True).astype(dict.fromkeys(lists, float))
 
 
-def chosen_settings(run: RolloutSet) -> dict:
-    """Return the columns that tell planners apart."""
-    columns = {name: value for name, value in run.settings().items() if name in ("variant", "horizon", "sequences")}
-    return {"setting": run.setting, "profile": run.profile, "model_seed": run.model_seed} | columns
+def values(size: str, table: pd.DataFrame) -> pd.DataFrame:
+    """Return `planner_values.csv`: what `promised` finds in Table 1's rollouts."""
+    return results.drawn("planner_values", size, lambda: promised(table), table)
 
 
-def values(size: str, official: bool = False) -> pd.DataFrame:
-    """Return `planner_values.csv`: the return that plans promised and the return that followed."""
-    runs = planners(size, official)
-
-    def make() -> pd.DataFrame:
-        rows = []
-        for run in runs:
-            rows += rollouts.value_rows(run.steps(), run.exp, run.method, **chosen_settings(run))
-        return pd.DataFrame(rows)
-
-    return store.table("planner_values", size, make, runs, stage=rollouts.ROLLOUT_STAGE)
-
-
-def likelihoods(size: str, official: bool = False) -> pd.DataFrame:
+def likelihoods(size: str, table: pd.DataFrame, official: bool = False) -> pd.DataFrame:
     """Return `action_likelihood.csv`: the mean log-density in nats of the actions taken, one row for each rollout.
 
-    The model of the other profile scores them, which did not plan them.  Rows of method `data` are held-out episodes'
-    own actions, under both models.
+    table: Table 1's rollouts.  The model of the other profile scores them, which did not plan them.  Rows of method
+    `data` are held-out episodes' own actions, under both models.
     """
-    runs = planners(size, official)
+    exps = [experiments.get(name, size, profile) for name in names(size, official) for profile in experiments.PROFILES]
+    held = store.table("held_out_actions", size, lambda: pd.DataFrame(map(_held_out, exps)), exps, record=True)
 
     def make() -> pd.DataFrame:
-        rows = []
-        for run in runs:
-            for seed, steps in run.steps().groupby("rollout_seed"):
-                rows.append({"dataset": run.exp.data.name, "method": run.method, "scorer": run.scorer.profile,
-                             "rollout_seed": seed, "log_likelihood": steps.log_density.mean()}
-                            | chosen_settings(run))  # fmt: skip
-        for name in names(size, official):
-            rows += [_held_out(experiments.get(name, size, profile)) for profile in experiments.PROFILES]
-        return pd.DataFrame(rows)
+        scored = table[table.log_density.notna()].rename(columns={"log_density": "log_likelihood"})
+        scorer = scored.profile.map({"v1": "released"}).fillna("v1")
+        return pd.concat([scored.assign(scorer=scorer)[held.columns], held], ignore_index=True)
 
-    return store.table("action_likelihood", size, make, runs, stage=rollouts.ROLLOUT_STAGE)
+    return results.drawn("action_likelihood", size, make, table, held)
 
 
 def _held_out(exp: Experiment, count: int = 5000) -> dict:
@@ -111,7 +100,7 @@ def _held_out(exp: Experiment, count: int = 5000) -> dict:
     mean = rollouts.action_log_density(exp, [data])[0].mean()
     return {"dataset": exp.data.name, "method": "data", "profile": "any", "setting": "held-out episodes", "scorer":
             exp.profile, "model_seed": exp.train.seed, "rollout_seed": -1, "log_likelihood": mean,
-            "variant": "main"}  # fmt: skip
+            "variant": "main", "horizon": np.nan, "sequences": np.nan}  # fmt: skip
 
 
 def _score_rows(method: str, profile: str, scores: dict[str, np.ndarray]) -> list[dict]:
@@ -148,8 +137,7 @@ def figure_4(size: str, table: pd.DataFrame) -> pd.DataFrame:
                          "source": part.source.iloc[0].split()[0], "mean": part["mean"].mean()})  # fmt: skip
         return pd.DataFrame(rows)
 
-    text = table[["dataset", "method", "profile", "score"]].to_csv(index=False, float_format="%.6g")
-    return results.table("fig4_offline_rl", size, make, {"level": 0.9}, {"rollouts": keys.key(text)})
+    return results.drawn("fig4_offline_rl", size, make, table[["dataset", "method", "profile", "score"]], level=0.9)
 
 
 LENGTHS = {0: "action alone", 1: "1 transition", 3: "3 transitions"}  # of a likelihood beam
@@ -173,3 +161,35 @@ def imitation_runs(size: str) -> list[RolloutSet]:
 def imitation(size: str) -> pd.DataFrame:
     """Return `imitation_rollouts.csv`: likelihood beams of several lengths on expert data, cloning, the expert."""
     return rollouts.table("imitation_rollouts", size, imitation_runs(size))
+
+
+def hopper_runs(size: str) -> list[RolloutSet]:
+    """Return the rollouts of `hopper_rollouts.csv`: planning and sampling in both profiles, cloning, the policies."""
+    runs, exps = [], [experiments.get("hopper-long", size, profile) for profile in experiments.PROFILES]
+    for exp in exps:
+        runs += [planning(exp), RolloutSet(exp, "sampling", "sampling", exp.seeds)]
+    runs += [RolloutSet(exps[0], "bc", CLONED, exps[0].seeds, model_seed) for model_seed in range(3)]
+    many = tuple(range(2 if size == "smoke" else 36))
+    return [*runs, RolloutSet(exps[0], "behaviour", "12 snapshots in turn", many)]
+
+
+def hopper(size: str) -> pd.DataFrame:
+    """Return `hopper_rollouts.csv`."""
+    return rollouts.table("hopper_rollouts", size, hopper_runs(size))
+
+
+def exercise(exp: Experiment, setting: str, **plan) -> RolloutSet:
+    """Return the rollouts of an exercise, on seeds of its own: planning with another plan."""
+    seeds = tuple(range(2000, 2002 if exp.size == "smoke" else 2004))
+    return planning(replace(exp, plan=replace(exp.plan, **plan), seeds=seeds), setting)
+
+
+def exercises(size: str) -> dict[str, list[RolloutSet]]:
+    """Return the rollouts of the exercises, by the name of their record."""
+    long, medium = (experiments.get(name, size, "released") for name in ("hopper-long", "hopper-medium"))
+    changes = {"one_transition": {"horizon": 1}, "as_it_is": {}, "no_reward_to_go": {"use_reward_to_go": False}}
+    found = {f"exercise_{name}": [exercise(long, name, **change)] for name, change in changes.items()}
+    for width in (medium.plan.beam_width // 2, medium.plan.beam_width * 2):
+        found[f"exercise_offline_{width}_plans"] = [exercise(medium, f"{width} plans", beam_width=width)]
+    drawn = replace(exercise(experiments.get("hopper-expert", size), "drawn"), method="sampling")
+    return found | {"exercise_imitation_noise": [drawn]}
