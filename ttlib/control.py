@@ -85,7 +85,7 @@ class Decoder:
 
 @dataclass(frozen=True)
 class ByReward:
-    """Take the best plan's first action; record its value, and the values' spread."""
+    """Take the best plan's first action; record its value, and the spread."""
 
     plan: Plan
     propose: Callable = search.propose  # hooks of `search.maximise`
@@ -101,9 +101,8 @@ class ByReward:
         verbs = (decoder.advance, decoder.select_plans, decoder.log_p)
         hooks = (self.propose, self.read)
         plans = search.maximise(*verbs, tokenizer, self.plan, streams, *hooks)
-        actions, value = plans.bins[:, 0, : tokenizer.transition.M], plans.value
-        spread = value.where(value.isfinite(), value[:, :1]).std(1, correction=0)
-        return actions, {"value": value[:, 0], "spread": spread}
+        actions = plans.bins[:, 0, : tokenizer.transition.M]
+        return actions, {"value": plans.value[:, 0], "spread": plans.spread}
 
 
 @dataclass(frozen=True)

@@ -57,8 +57,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(x: Tensor) -> Tensor:
-    """Bring singular values near 1 by Newton-Schulz steps.  (n, a, b), a <= b ->
-    same"""
+    """Bring singular values near 1 by Newton-Schulz.  (n, a, b), a <= b -> same"""
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(5):
         gram = x @ x.mT

@@ -12,8 +12,7 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
     A killed or failed run leaves no half-written file under the final name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Containers on several nodes have the same process ids, and may share the
-    # folder.
+    # Containers on several nodes have the same process ids, and may share a folder.
     aside = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.part")
     try:
         write(aside)

@@ -157,6 +157,7 @@ class Plans(NamedTuple):
     rewards: Tensor  # (E, B, h)
     rewards_to_go: Tensor  # (E, B, h)
     value: Tensor  # (E, B)
+    spread: Tensor  # (E,) the standard deviation of the last candidates' values
 
 
 def propose(
@@ -228,6 +229,7 @@ def maximise(
         beyond = R if plan.use_reward_to_go else r * plan.reward_in_R
         value = plan_value(r, beyond, plan.gamma, plan.reward_in_R)
         q = _append(q, beams.log_p[..., None]).sum(-1, keepdim=True)
+        spread = value.std(1, correction=0)
         value = value.masked_fill(q[..., 0].isneginf(), -torch.inf)  # empty bins
         value, best = value.topk(min(plan.beam_width, value.shape[1]))
         bins, r, R, q = (_rows(x, best) for x in (bins, r, R, q))
@@ -235,7 +237,7 @@ def maximise(
             select_plans(best)
             # R is read for the plans that stay, and always as bin 0.
             log_p = advance(torch.zeros_like(best).view(-1, 1), None)
-    return Plans(bins, r, R, value)
+    return Plans(bins, r, R, value, spread)
 
 
 def _append(x: Tensor, new: Tensor) -> Tensor:

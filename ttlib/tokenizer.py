@@ -39,8 +39,7 @@ class Transition:
 
     @property
     def reward_to_go(self) -> int:
-        """The index of R, or -1 (no dimension has it) where there are no rewards.
-        """
+        """The index of R; -1, which no dimension has, where there are no rewards."""
         return self.D - 1 if self.rewards else -1
 
     def names(self) -> list[str]:

@@ -20,6 +20,7 @@ from ttlib.pipeline.rollouts import RolloutSet
 from ttlib.studies import jobs
 
 NEAR = 1e-3  # of the spread of the candidates' values: nearer values count as equal
+ROUNDING = 1e-5  # of the value: what fp32 leaves open where all candidates are near copies of each other
 EXCUSED = 0.02  # of all decisions may differ, each between actions of equal value
 CONTINUOUS = 0.01  # actions that have no bins count as equal within this distance
 
@@ -125,7 +126,9 @@ def compare(one: Recorded, decided: list[tuple]) -> tuple[int, list[str]]:
     actions, values, spreads = (one.listed(column) for column in ("actions", "values", "spreads"))
     excused, wrong = 0, []
     for t, (action, value) in enumerate(decided[: len(actions)]):
-        near = NEAR * (spreads[t] if len(spreads) else 1.0)
+        near = np.inf
+        if len(values):
+            near = max(NEAR * (spreads[t] if len(spreads) else 1.0), ROUNDING * abs(values[t]))
         equal_value = not len(values) or abs(value - values[t]) <= near
         same = np.abs(action - actions[t]).max() <= (0 if actions.dtype.kind == "i" else CONTINUOUS)
         if same and not equal_value:
