@@ -39,7 +39,7 @@ class Transition:
 
     @property
     def reward_to_go(self) -> int:
-        """The index of R; -1, which no dimension has, where there are no rewards."""
+        """The index of R; -1, which no dimension has, without rewards."""
         return self.D - 1 if self.rewards else -1
 
     def names(self) -> list[str]:
