@@ -339,10 +339,7 @@ def save(folder: Path, ensemble: Ensemble, about: dict) -> None:
 
 
 def load(folder: Path, device: str | torch.device = "cpu", weights: bytes | None = None) -> tuple[Ensemble, dict]:
-    """Read the ensemble and the notes that `save` wrote; `weights` are the content of model.safetensors, if given.
-
-    Raises FileNotFoundError for a missing file, and ValueError for a damaged one.
-    """
+    """Read what `save` wrote (`weights`: model.safetensors).  Raises FileNotFoundError, or ValueError if damaged."""
     for name in ("config.json", "model.safetensors")[: 2 if weights is None else 1]:
         if not (folder / name).exists():
             raise FileNotFoundError(f"{folder / name} is missing; expected an ensemble, which `make scratch` fits")

@@ -1,7 +1,4 @@
-"""The ledger of claims: data/claims.toml says what the paper claims and how each claim is judged.
-
-The rules in ttlib/claims/rules.py judge the claims from result files, and from nothing else.
-"""
+"""The ledger of claims: data/claims.toml says what the paper claims, and rules judge it from result files alone."""
 
 import re
 import tomllib

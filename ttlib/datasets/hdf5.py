@@ -49,10 +49,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 @contextmanager
 def opened(path: Path, action_range: tuple[float, float] | None = None) -> Iterator[Episodes]:
-    """Open and check a file, and give its episodes, whose states and actions are read where they are sliced.
-
-    Raises as `read` and `arrays.episodes` do.
-    """
+    """Open and check a file, and give its episodes, whose states and actions are read where they are sliced."""
     with ExitStack() as stack:
         with _naming(path):
             file = stack.enter_context(h5py.File(path))

@@ -1,7 +1,4 @@
-"""The style of all figures, and drawings of bodies and of the four rooms.
-
-Drawing needs matplotlib alone, and no graphics hardware.  A function imports it when it is called.
-"""
+"""The style of all figures, and drawings of bodies and of the four rooms, which need matplotlib alone."""
 
 import numpy as np
 

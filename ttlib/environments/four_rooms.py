@@ -54,20 +54,14 @@ def free(position: np.ndarray) -> np.ndarray:
 
 
 def room(position: np.ndarray) -> np.ndarray:
-    """Return the room of each position.  (..., 2) -> (...) int from 0 to 3.
-
-    The two halves of a door, on both sides of the centre line of its wall, belong to different rooms.
-    """
+    """Return the room of each position, 0 to 3; the halves of a door have different rooms.  (..., 2) -> (...) int"""
     x, y = np.moveaxis(np.asarray(position), -1, 0)
     right = x > MIDDLE_X
     return right + 2 * (y > np.where(right, RIGHT_Y, LEFT_Y))
 
 
 def rooms_crossed(start: np.ndarray, goal: np.ndarray) -> np.ndarray:
-    """Return how many rooms the shortest path enters.  (..., 2), (..., 2) -> (...) int 0, 1 or 2.
-
-    This is the number of bits in which the two values of `room` differ.
-    """
+    """Return how many rooms the shortest path enters.  (..., 2), (..., 2) -> (...) int 0, 1 or 2."""
     return np.bitwise_count(room(start) ^ room(goal)).astype(int)
 
 
@@ -248,10 +242,7 @@ class FourRooms(gymnasium.Env):
         self.action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
-        """Begin an episode at random, or from the "start" and to the "goal" in options, (2,) each.
-
-        Raises ValueError for other options, and for points that are not free.
-        """
+        """Begin an episode; options may fix "start" and "goal", (2,) each.  Raises ValueError for other options."""
         super().reset(seed=seed)
         start, goal = sample_pairs(1, self.np_random)
         points = {"start": start[0], "goal": goal[0], **(options or {})}

@@ -37,10 +37,7 @@ def check_known(name: str, names, what: str) -> None:
 
 
 def make(task: str, physics: str = "modern", **options):
-    """Return the gymnasium environment of a task, with its time limit.  options: arguments of `gymnasium.make`.
-
-    Raises ValueError for an unknown task or physics.
-    """
+    """Return the environment of a task, with its time limit.  Raises ValueError for an unknown task or physics."""
     check_known(task, TASKS, "task")
     check_known(physics, PHYSICS, "physics")
     import gymnasium

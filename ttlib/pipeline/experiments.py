@@ -121,17 +121,14 @@ class EnsembleFit:
 
 @dataclass(frozen=True)
 class LongHorizon:
-    """How Figures 1 and 2 are made: from one start, `samples` trajectories of `steps` states of every model.
-
-    Full windows are cut to their last `kept` transitions.  There is a model for each training seed.
-    """
+    """How Figures 1 and 2 are made: from one start, `samples` trajectories of `steps` states of every model."""
 
     size: str
     panel: str
     steps: int
     samples: int
-    kept: int
-    seeds: tuple[int, ...]
+    kept: int  # full windows are cut to so many of their last transitions
+    seeds: tuple[int, ...]  # of training
     ensemble: EnsembleConfig
 
 
@@ -242,11 +239,7 @@ def dataset_of(name: str, size: str) -> DataConfig:
 
 
 def regenerated(task: str, quality: str, size: str) -> DataConfig:
-    """Return the config of a regenerated dataset.
-
-    The humanoid's references are trajectories of 101 states, and so are those of the simulator that predictions of
-    them are compared with.
-    """
+    """Return the config of a regenerated dataset; the humanoid's references are trajectories of 101 states."""
     trajectories = {"reference": {"smoke": 8, "laptop": 300, "paper": 1000},
                     "simulator": {"smoke": 8, "laptop": 1000, "paper": 1000}}  # fmt: skip
     steps = 101 * trajectories[quality][size] if quality in trajectories else STEPS[size]
@@ -338,10 +331,7 @@ def long_horizon(size: str, panel: str) -> LongHorizon:
 
 
 def models(exp: Experiment) -> list[Experiment]:
-    """Return the experiment with each model seed of its size and an equal part of its rollout seeds.
-
-    At paper size 15 rollouts are 5 models with 3 rollouts each.  Raises ValueError where the seeds do not divide.
-    """
+    """Return the experiment with each model seed and an equal part of its rollout seeds; ValueError if unequal."""
     seeds = MODEL_SEEDS[exp.size]
     if len(exp.seeds) % len(seeds):
         raise ValueError(f"{len(exp.seeds)} rollout seeds; expected a multiple of the {len(seeds)} models")

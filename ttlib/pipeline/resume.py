@@ -16,19 +16,13 @@ from ttlib.train import TrainConfig
 
 
 class Resume:
-    """The state of a training in folder/resume.safetensors, written at most every `seconds`.
-
-    It is taken up by a run of the same model, data and config alone; another run overwrites it.
-    """
+    """The state of a training in a file, which only a run of the same model, data and config takes up."""
 
     def __init__(self, folder: Path, seconds: float = 60.0):
         self.path, self.seconds, self.time, self.of = Path(folder) / "resume.safetensors", seconds, time.monotonic(), ""
 
     def resume(self, model: GPT, config: TrainConfig, windows: Windows):
-        """Return number format, optimisers, updates done and curve; set the weights.
-
-        A run that was begun keeps its number format, whatever is fast on the machine now.
-        """
+        """Return number format (that of a run that was begun), optimisers, updates done and curve; set the weights."""
         parts = windows.bins, windows.end
         data = hashlib.sha256(b"".join(part.cpu().numpy().tobytes() for part in parts)).hexdigest()
         options = windows.T, windows.action_weight, windows.goal, windows.masked, windows.markov

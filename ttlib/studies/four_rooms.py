@@ -12,10 +12,7 @@ from ttlib.pipeline.experiments import Experiment
 
 
 def four_rooms_pairs(split: str, n: int, seed: int = 1000) -> tuple[np.ndarray, np.ndarray]:
-    """Return n starts and n goals that no model was trained on, (n, 2) each.
-
-    With split `held_out` they come from the pairs of rooms that the model of this split never saw.
-    """
+    """Return n starts and n goals, (n, 2) each; with split `held_out`, of pairs of rooms that its model never saw."""
     rng = np.random.default_rng([seed, 7])
     room_pairs = [(a, b) for a in range(4) for b in range(4)]
     excluded = [pair for pair in room_pairs if pair not in experiments.HELD_OUT_PAIRS] if split == "held_out" else ()

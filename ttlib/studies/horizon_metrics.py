@@ -47,10 +47,7 @@ class Grid:
 
 
 def grid(tokenizer: Tokenizer, states: np.ndarray) -> Grid:
-    """Return the bins of a tokenizer; states (n, N) tell which dimensions vary.
-
-    Raises ValueError if the bins are not uniform, or if no dimension varies.
-    """
+    """Return a tokenizer's bins.  Raises ValueError if they are not uniform, or if no dimension of states varies."""
     if tokenizer.kind != "uniform":
         raise ValueError(
             f"bins of kind {tokenizer.kind!r}; expected 'uniform', on which all models are compared: "
@@ -180,10 +177,7 @@ def _mean(values: np.ndarray) -> np.ndarray:
 
 
 def interval(values: np.ndarray, level: float = 0.95, samples: int = 2000, seed: int = 0) -> np.ndarray:
-    """Return a percentile bootstrap interval (2, steps) of the mean of values (seeds, k, steps).
-
-    Training seeds and whole trajectories are resampled.
-    """
+    """Return a bootstrap interval (2, steps) of the mean of (seeds, k, steps), of which seeds and k are resampled."""
     rng, (seeds, k, steps) = np.random.default_rng(seed), values.shape
     means = np.empty((samples, steps))
     for mean in means:
@@ -241,10 +235,7 @@ def bounds(grid: Grid, references: np.ndarray, **columns) -> list[dict]:
 
 
 def horizons(table: pd.DataFrame, losses: tuple[float, ...] = (10, 50, 100)) -> pd.DataFrame:
-    """Return the first step t at which each model is `lost` nats below the simulator, from the rows of Figure 2.
-
-    There is a row for each model and each of `losses`.  t is NaN if the model never falls that far.
-    """
+    """Return the first t at which each model of Figure 2's rows is `lost` nats below the simulator, NaN for never."""
     simulator = table[table.model == "simulator"].set_index(["panel", "t"]).log_likelihood
     curves = table[table.model != "simulator"].join(simulator.rename("true"), on=["panel", "t"])
     by = [curves[name] for name in ("panel", "model", "scoring", "seed")]

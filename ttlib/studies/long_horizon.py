@@ -179,10 +179,7 @@ def figure_2(size: str) -> pd.DataFrame:
 
 
 def figure_2_leads(size: str) -> pd.DataFrame:
-    """Return how far the Transformer is above each other model of its panel: `horizon_metrics.leads` of the mixture.
-
-    The simulator's score is a histogram.
-    """
+    """Return the Transformer's lead over each other model of its panel: `horizon_metrics.leads` of their scores."""
 
     def values(p: LongHorizon, model: str) -> np.ndarray:
         return np.stack(list(by_seed(_scores(p, model), "histogram" if model == "simulator" else "mixture").values()))
@@ -240,10 +237,7 @@ def figure_1(size: str, found: pd.DataFrame) -> pd.DataFrame:
 
 @functools.lru_cache(maxsize=8)  # two tables of a page are made of it
 def next_state_nats(exp: Experiment, count: int = 512) -> tuple[np.ndarray, np.ndarray]:
-    """Return -log P of the held-out next state's tokens by transitions seen (1, ..., T - 1) and dimension.
-
-    -> means and numbers of tokens, (T - 1, N) both, over `count` windows, without the first transition of each.
-    """
+    """Return -log P and number of the next state's held-out tokens by transitions seen and dimension, (T - 1, N)."""
     loaded, (_, held_out) = store.load_or_train(exp), store.windows(exp)
     D, N = exp.model.transition.D, exp.model.transition.N
     total, tokens = torch.zeros(2, exp.model.T - 1, D, dtype=torch.float64)

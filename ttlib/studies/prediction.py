@@ -51,10 +51,7 @@ class WindowReader:
         return Cache(spare_slots=self.model.config.transition.D)
 
     def read(self, ids: Tensor) -> Tensor:
-        """Read the next tokens ids (S, n) and return the logits (S, V) of the token after them.
-
-        The tokens must belong to one transition.
-        """
+        """Read the next tokens ids (S, n), of one transition, and return the logits (S, V) of the token after them."""
         logits = cache.decode(self.model, ids, self.cache)[:, -1]
         self.window.append(ids)
         D = self.model.config.transition.D
