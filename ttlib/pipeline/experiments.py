@@ -152,12 +152,11 @@ LAYERS = [
     ("*", "paper", "released", dict(T=10, n_head=4, d_model=128, dropout_where="everywhere"), "the authors' config"),
     ("*", "paper", "released", dict(windows=50_000_000, batch=256) | AUTHORS_ADAMW, "50 epochs of a million steps"),
     # Four rooms: no rewards, so likelihood alone is searched (Figure 5).
+    ("four-rooms*", "*", "*", dict(context=6, horizon=2, width=4), "ours"),
     ("four-rooms*", "smoke laptop", "*", dict(T=12), "a walk through a door and on"),
-    ("four-rooms*", "smoke", "*", dict(batch=16), "seconds"),
+    ("four-rooms*", "smoke", "*", dict(batch=16, width=2), "seconds"),
     ("four-rooms*", "laptop", "*", dict(updates=1000, batch=64), "reaches 98% of unseen pairs"),
     ("four-rooms*", "paper", "v1", dict(batch=256, epoch=150_000), "Appendix A: 256 in small environments"),
-    ("four-rooms*", "*", "*", dict(context=6, horizon=2, width=4), "ours"),
-    ("four-rooms*", "smoke", "*", dict(width=2), "seconds"),
     ("four-rooms four-rooms-held-out", "*", "*", dict(goal=True), "Section 4.2"),
     # Robots: planning for reward (Table 1), one setting for all of them below paper size.
     (ROBOTS, "*", "v1", dict(plan_horizon=2, beam_width=4, expansions=4, proposal="beam"), "Section 3.2; sizes ours"),
@@ -324,10 +323,8 @@ def long_horizon(size: str, panel: str) -> LongHorizon:
     if size == "smoke":
         small = replace(ensemble, members=2, width=16, layers=2, updates=20)
         return LongHorizon(size, panel, steps=4, samples=3, kept=2, seeds=(0,), ensemble=small)
-    return {
-        "laptop": LongHorizon(size, panel, steps=100, samples=200, kept=2, seeds=(0,), ensemble=ensemble),
-        "paper": LongHorizon(size, panel, steps=100, samples=1000, kept=7, seeds=(0, 1, 2), ensemble=ensemble),
-    }[size]
+    samples, kept, seeds = {"laptop": (200, 2, (0,)), "paper": (1000, 7, (0, 1, 2))}[size]
+    return LongHorizon(size, panel, 100, samples, kept, seeds, ensemble)
 
 
 def models(exp: Experiment) -> list[Experiment]:
