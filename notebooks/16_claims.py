@@ -134,7 +134,7 @@ Markdown("\n\n".join(folded(claim) for claim in ledger))
 
 # %% tags=["hide-input"]
 def read(name: str) -> pd.DataFrame:
-    path = places.folder("laptop") / f"{name}.csv"
+    path = places.published(name, "laptop")
     if not path.exists():
         raise rules.NotTestedError(f"There is no {path.name} of size laptop.")
     return pd.read_csv(path)
@@ -205,7 +205,7 @@ Markdown(f"| where | departure | effect |\n|:---|:---|:---|\n{rows}\n")
 # ## What we could not reproduce
 #
 # The claims below are reproduced at no size. For each we say what we tried and which cheapest experiment would settle
-# it. If you run one, run its page too, which puts the result under `figures/<size>/`, and then `make claims`.
+# it. If you run one, run its page too, which puts the result in its place, and then `make claims`.
 
 # %% tags=["hide-input"]
 unsettled = [c for c in ledger if not any(judged[c.id, s].verdict == REPRODUCED for s in SIZES)]
@@ -304,7 +304,7 @@ from dataclasses import replace
 claim = next(c for c in ledger if c.id == "order-of-models")
 for share in (0, 0.25, 0.5, 0.75, 0.9, 0.99):
     changed = replace(claim, limits={"share": share})
-    verdict = evaluate(changed, places.folder("laptop"), "laptop").verdict
+    verdict = evaluate(changed, "laptop").verdict
     ours = " (our tolerance)" if share == claim.limits["share"] else ""
     print(f"more than {share:.0%} of the steps: {verdict}{ours}")
 

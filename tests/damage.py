@@ -3,6 +3,7 @@
 import json
 
 import safetensors.torch
+import torch
 
 
 def edit_config(change):
@@ -45,3 +46,4 @@ def fill_disk(monkeypatch):
         raise OSError("no space left")
 
     monkeypatch.setattr(safetensors.torch, "save_file", half)
+    monkeypatch.setattr(torch, "save", half)

@@ -227,7 +227,7 @@ WITHOUT_TREND = ("round-trip", "length-m-is-cloning")
 def judged(claim: ledger.Claim, tables: dict[str, pd.DataFrame], folder, size: str = "laptop") -> ledger.Outcome:
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False)
-    return ledger.evaluate(claim, folder, size)
+    return ledger.evaluate(claim, size, lambda name, size: folder / f"{name}.csv")
 
 
 @pytest.mark.parametrize("name", LEDGER)
@@ -246,7 +246,7 @@ def test_a_rule_gives_each_verdict(name, tmp_path):
 def test_a_missing_result_is_never_reproduced(name, tmp_path):
     """A claim is not tested if a file is missing, or has columns but no rows."""
     claim, tables = LEDGER[name], HAND[name](2)
-    assert ledger.evaluate(claim, tmp_path, "laptop").verdict == ledger.UNTESTED
+    assert judged(claim, {}, tmp_path).verdict == ledger.UNTESTED
     for gone in tables:
         assert judged(claim, {k: v for k, v in tables.items() if k != gone}, tmp_path).verdict == ledger.UNTESTED
         outcome = judged(claim, tables | {gone: tables[gone].iloc[:0]}, tmp_path)

@@ -8,9 +8,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.stats import binomtest
 
 from ttlib.pipeline import keys, places, provenance, results, statistics
 from ttlib.pipeline.keys import key
@@ -281,19 +278,6 @@ def test_a_figure_below_paper_size_says_so(elsewhere, titles):
         results.save_figure(picture(**titles), "a", "smoke")
     assert files(elsewhere) == {}
     results.save_figure(picture(**titles), "a", "paper")
-
-
-@given(st.integers(1, 500), st.floats(0, 1), st.sampled_from([0.5, 0.9, 0.95]))
-def test_wilson_is_scipys(n, share, level):
-    successes = round(share * n)
-    expected = binomtest(successes, n).proportion_ci(level, method="wilson")
-    assert statistics.wilson(successes, n, level) == pytest.approx((expected.low, expected.high), abs=1e-9)
-
-
-@pytest.mark.parametrize("successes, n", [(3, 2), (-1, 2), (0, 0)])
-def test_impossible_proportions_are_refused(successes, n):
-    with pytest.raises(ValueError, match=f"{successes} successes of {n}; expected 0 <= successes <= n"):
-        statistics.wilson(successes, n)
 
 
 def test_bootstrap_covers_the_true_mean_as_often_as_it_says():

@@ -12,10 +12,7 @@ from ttlib.control import Decoder, Streams
 
 
 class FunctionAgent:
-    """An agent that acts by a function of the current states alone.
-
-    function(states (E, N), rows (E,)) -> actions (E, M), where rows number the rollouts that go on.
-    """
+    """An agent that acts by a function of the current states (E, N) and of rows (E,), the numbers of their rollouts."""
 
     def __init__(self, function: Callable[[np.ndarray, np.ndarray], np.ndarray]):
         self.function = function

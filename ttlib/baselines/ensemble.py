@@ -25,18 +25,13 @@ CHECK = 250  # updates between two checks on the held-out transitions
 
 @dataclass(frozen=True)
 class EnsembleConfig:
-    """The members of an ensemble, their networks, and how they are fitted.
-
-    mask_probability: the probability that a state dimension is masked, at each step.  If it is above 0, the inputs are
-    the visible values and the mask, and the targets are next states instead of differences.
-    rewards: whether the reward is predicted too, as the last output.
-    """
+    """The members of an ensemble, their networks, and how they are fitted."""
 
     members: int = 5
     width: int = 200
     layers: int = 4  # hidden layers of each network
-    mask_probability: float = 0.0
-    rewards: bool = False
+    mask_probability: float = 0.0  # of each state dimension at each step; above 0, the mask is an input too
+    rewards: bool = False  # whether the reward is predicted too, as the last output
     lr: float = 1e-3
     batch: int = 256
     updates: int = 10_000
@@ -55,27 +50,21 @@ class EnsembleConfig:
 
 @dataclass(frozen=True)
 class Transitions:
-    """n steps with the states that follow them.
+    """n steps with the states that follow them, in float64."""
 
-    The masks say which state dimensions a partially observed dataset does not show.
-    """
-
-    states: np.ndarray  # (n, N) float64
-    actions: np.ndarray  # (n, M) float64
-    next_states: np.ndarray  # (n, N) float64
-    rewards: np.ndarray  # (n,) float64
-    mask: np.ndarray | None = None  # (n, N) bool, true where a state is masked
-    next_mask: np.ndarray | None = None  # (n, N) bool, true where a next state is masked
+    states: np.ndarray  # (n, N)
+    actions: np.ndarray  # (n, M)
+    next_states: np.ndarray  # (n, N)
+    rewards: np.ndarray  # (n,)
+    mask: np.ndarray | None = None  # (n, N) bool, true where a partially observed dataset does not show a state
+    next_mask: np.ndarray | None = None  # (n, N) bool, the same of the next states
 
     def __len__(self) -> int:
         return len(self.states)
 
 
 def transitions(data: Episodes) -> Transitions:
-    """Return all transitions of episodes.  The last step of an episode has no next state, and is left out.
-
-    Raises ValueError if no episode has two steps.
-    """
+    """Return all transitions of episodes, without last steps.  Raises ValueError if no episode has two steps."""
     rows = np.setdiff1d(np.arange(data.starts[-1]), data.starts[1:] - 1)
     if not len(rows):
         raise ValueError(
@@ -89,8 +78,8 @@ def transitions(data: Episodes) -> Transitions:
 class Ensemble(nn.Module):
     """E Gaussian networks, its members, computed in one batch of matrix products.
 
-    Each member gives a mean and a variance of every output.  The outputs are the differences s' - s, followed by the
-    reward if the config has one.  For partially observed states they are s' itself instead of the differences.
+    The outputs are the differences s' - s (s' itself where states are partially observed), and the reward if the config
+    has one.
     """
 
     def __init__(self, N: int, M: int, config: EnsembleConfig):
@@ -110,10 +99,7 @@ class Ensemble(nn.Module):
             self.register_buffer(f"{name}_std", torch.ones(size, dtype=torch.float64))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean and the log-variance of each member, (E, B, outputs) each, of standardised outputs.
-
-        x: standardised inputs, (B, n) for all members or (E, B, n) for each member.
-        """
+        """Return means and log-variances (E, B, outputs) of standardised outputs for inputs (B, n) or (E, B, n)."""
         x = x.expand(self.config.members, *x.shape[-2:])
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = torch.baddbmm(bias, F.silu(x) if i else x, weight)
@@ -122,10 +108,7 @@ class Ensemble(nn.Module):
         return mean, self.min_log_var + F.softplus(log_var - self.min_log_var)
 
     def standardise(self, data: Transitions) -> None:
-        """Set the means and standard deviations of inputs and targets from the visible values of `data`.
-
-        The standard deviation of a constant is set to 1.
-        """
+        """Set the means and standard deviations of inputs and targets (1 for a constant) from the visible values."""
         target, weight = self._targets(data)
         visible = np.ones_like(data.states) if data.mask is None else ~data.mask
         known = np.hstack([visible, np.ones_like(data.actions)])
@@ -138,8 +121,7 @@ class Ensemble(nn.Module):
     def inputs(self, states: np.ndarray, actions: np.ndarray, mask: np.ndarray | None = None) -> Tensor:
         """Return the inputs of the network, (B, n) float32: the state, its visibility if there is a mask, the action.
 
-        Values are standardised in float64.  A masked value is 0, which is the mean.  Visibility is 1 or 0.
-        Raises ValueError if there is a mask but the config has none, or the other way round.
+        Values are standardised in float64, and a masked value is 0.  Raises ValueError unless config and data agree.
         """
         if (mask is not None) != (self.config.mask_probability > 0):
             given = "no mask is given" if mask is None else "a mask is given"
@@ -177,8 +159,7 @@ class Ensemble(nn.Module):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the means and standard deviations of each member's Gaussian, (E, B, outputs) float64 each.
 
-        Outputs are the next state, followed by the reward if the config has one, in raw units.
-        states (B, N), actions (B, M), mask (B, N) bool for partially observed states, otherwise None.
+        Outputs are the next state, and the reward if the config has one, in raw units.  The mask (B, N) is bool.
         """
         mean, log_var = (x.double() for x in self(self.inputs(states, actions, mask)))
         mean = (self.target_mean + self.target_std * mean).cpu().numpy()
@@ -187,10 +168,7 @@ class Ensemble(nn.Module):
         return mean, (self.target_std * (log_var / 2).exp()).cpu().numpy()
 
     def log_density(self, data: Transitions) -> np.ndarray:
-        """Return log p(s' | s, a) of each member in nats, (E, n), in raw units.
-
-        It is the sum over all N dimensions, masked ones included.
-        """
+        """Return log p(s' | s, a) of each member in nats, (E, n), in raw units, masked dimensions included."""
         mean, std = (x[..., : self.N] for x in self.predict(data.states, data.actions, data.mask))
         return log_normal(data.next_states, mean, std).sum(-1)
 
@@ -206,10 +184,7 @@ def mixture(log_p: np.ndarray) -> np.ndarray:
 
 
 def nats(ensemble: Ensemble, x: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Return the mean of -log p over the visible targets, for each member: nats per standardised target, (E,).
-
-    x, target, weight: from `Ensemble.tensors`, (B, ...) for all members or (E, B, ...) for each member.
-    """
+    """Return the mean of -log p over the visible targets of `Ensemble.tensors`, for each member: (E,)."""
     mean, log_var = ensemble(x)
     value = 0.5 * ((target - mean) ** 2 * (-log_var).exp() + log_var + math.log(2 * math.pi))
     return (value * weight).sum((1, 2)) / weight.sum((-2, -1))
@@ -221,96 +196,62 @@ def fit(
     """Fit an ensemble by maximum likelihood, each member on its own bootstrap sample of the data.
 
     Held-out nats are checked every CHECK updates.  Fitting stops when no member has improved for `patience` checks, and
-    each member is returned as it was at its own best check.  The result is determined by config.seed.
-
-    Returns the ensemble and its curve: a list of rows with update, training (the mean nats per target on the batch) and
-    held_out (the nats per target of each member).  Raises ValueError for data of different dimensions, and
-    FloatingPointError if the nats are not finite.
+    each member is returned as it was at its own best check.  Returns the ensemble and its curve: rows with update,
+    training (nats per target on the batch) and held_out (those of each member).  Raises ValueError for data of
+    different dimensions, and FloatingPointError if the nats are not finite.
     """
-    _check_same_dimensions(training, held_out)
-    ensemble = Ensemble(training.states.shape[1], training.actions.shape[1], config).to(device)
-    ensemble.standardise(training)
-    best_state, curve = _train(ensemble, ensemble.tensors(training), ensemble.tensors(held_out))
-    ensemble.load_state_dict(best_state)
-    return ensemble.eval(), curve
-
-
-def _train(
-    ensemble: Ensemble, tensors: tuple[Tensor, ...], held_tensors: tuple[Tensor, ...]
-) -> tuple[dict, list[dict]]:
-    """Train the members in place.  Return the weights of each at its own best check, and the curve."""
-    config, device = ensemble.config, tensors[0].device
-    optimiser = torch.optim.Adam(ensemble.parameters(), lr=config.lr, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.updates)  # down to 0
-    best, curve = _BestMembers(ensemble), []
-    batches = _bootstrap_batches(len(tensors[0]), config)
-    bar = tqdm(batches, "fit ensemble", config.updates, unit="update", mininterval=2.0)
-    for update, rows in enumerate(bar, 1):
-        training_nats = _update(ensemble, optimiser, [x[rows.to(device)] for x in tensors])
-        schedule.step()
-        if update % CHECK == 0 or update == config.updates:
-            curve.append(_check(ensemble, held_tensors, update, training_nats))
-            best.record(torch.tensor(curve[-1]["held_out"]))
-            bar.set_postfix_str(f"held out {np.mean(curve[-1]['held_out']):.3f} nats per target")
-            if best.stale_checks >= config.patience:
-                break
-    return best.state, curve
-
-
-def _check_same_dimensions(training: Transitions, held_out: Transitions) -> None:
-    if held_out.states.shape[1:] + held_out.actions.shape[1:] != training.states.shape[1:] + training.actions.shape[1:]:
+    sizes, held_sizes = ((data.states.shape[1], data.actions.shape[1]) for data in (training, held_out))
+    if held_sizes != sizes:
         raise ValueError(
             f"held-out states and actions {held_out.states.shape}, {held_out.actions.shape} do not have the "
             f"dimensions of the training data, {training.states.shape}, {training.actions.shape}: use two parts of one "
             "dataset"
         )
+    ensemble = Ensemble(*sizes, config).to(device)
+    ensemble.standardise(training)
+    best, curve, stale_checks = torch.full((config.members,), torch.inf), [], 0
+    best_state = {name: x.clone() for name, x in ensemble.state_dict().items()}
+    for row in _checks(ensemble, ensemble.tensors(training), ensemble.tensors(held_out)):
+        curve.append(row)
+        held_nats = torch.tensor(row["held_out"])
+        better = held_nats < best
+        for name, parameter in ensemble.named_parameters():
+            best_state[name][better] = parameter.detach()[better]
+        best = torch.minimum(best, held_nats)
+        stale_checks = 0 if better.any() else stale_checks + 1
+        if stale_checks >= config.patience:
+            break
+    ensemble.load_state_dict(best_state)
+    return ensemble.eval(), curve
 
 
-def _bootstrap_batches(n: int, config: EnsembleConfig) -> Iterator[Tensor]:
-    """Draw a bootstrap sample of n rows for each member, and yield a batch of its rows, (E, batch), per update."""
+def _checks(ensemble: Ensemble, tensors: tuple[Tensor, ...], held_tensors: tuple[Tensor, ...]) -> Iterator[dict]:
+    """Train the members in place, and yield a row of the curve every CHECK updates and after the last one."""
+    config, n = ensemble.config, len(tensors[0])
+    optimiser = torch.optim.Adam(ensemble.parameters(), lr=config.lr, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.updates)  # down to 0
     rng = torch.Generator().manual_seed(config.seed)
     bootstrap = torch.randint(n, (config.members, n), generator=rng)
-    for _ in range(config.updates):
-        yield bootstrap.gather(1, torch.randint(n, (config.members, config.batch), generator=rng))
-
-
-def _update(ensemble: Ensemble, optimiser: torch.optim.Optimizer, batch: list[Tensor]) -> Tensor:
-    """Take one optimiser step on a batch.  Return the mean nats per target before the step, ()."""
-    value = nats(ensemble, *batch)
-    # PETS penalises the bounds.  The penalty is per target, as the loss is.
-    penalty = 0.01 * (ensemble.max_log_var - ensemble.min_log_var).mean((1, 2))
-    optimiser.zero_grad()
-    (value + penalty).sum().backward()
-    optimiser.step()
-    return value.detach().mean()
-
-
-@torch.no_grad()
-def _check(ensemble: Ensemble, held_tensors: tuple[Tensor, ...], update: int, training_nats: Tensor) -> dict:
-    """Return a row of the curve.  Raise FloatingPointError if it is not finite."""
-    row = {"update": update, "training": training_nats.item(), "held_out": nats(ensemble, *held_tensors).tolist()}
-    if not np.isfinite([row["training"], *row["held_out"]]).all():
-        raise FloatingPointError(
-            f"nats are {row} at update {update}; expected finite numbers: lower lr={ensemble.config.lr}"
-        )
-    return row
-
-
-class _BestMembers:
-    """The weights of each member at its own best check, and the number of checks since any member improved."""
-
-    def __init__(self, ensemble: Ensemble):
-        self.ensemble, self.stale_checks = ensemble, 0
-        self.nats = torch.full((ensemble.config.members,), torch.inf)
-        self.state = {name: x.clone() for name, x in ensemble.state_dict().items()}
-
-    def record(self, held_nats: Tensor) -> None:
-        """Take the weights of the members whose held-out nats (E,) are lower than before."""
-        better, state = held_nats < self.nats, self.ensemble.state_dict()
-        for name, _ in self.ensemble.named_parameters():
-            self.state[name][better] = state[name][better]
-        self.nats = torch.minimum(self.nats, held_nats)
-        self.stale_checks = 0 if better.any() else self.stale_checks + 1
+    bar = tqdm(range(1, config.updates + 1), "fit ensemble", unit="update", mininterval=2.0)
+    for update in bar:
+        rows = bootstrap.gather(1, torch.randint(n, (config.members, config.batch), generator=rng))
+        value = nats(ensemble, *(x[rows.to(x.device)] for x in tensors))
+        # PETS penalises the bounds.  The penalty is per target, as the loss is.
+        penalty = 0.01 * (ensemble.max_log_var - ensemble.min_log_var).mean((1, 2))
+        optimiser.zero_grad()
+        (value + penalty).sum().backward()
+        optimiser.step()
+        schedule.step()
+        if update % CHECK == 0 or update == config.updates:
+            with torch.no_grad():
+                held_out = nats(ensemble, *held_tensors).tolist()
+            row = {"update": update, "training": value.detach().mean().item(), "held_out": held_out}
+            if not np.isfinite([row["training"], *held_out]).all():
+                raise FloatingPointError(
+                    f"nats are {row} at update {update}; expected finite numbers: lower lr={config.lr}"
+                )
+            bar.set_postfix_str(f"held out {np.mean(held_out):.3f} nats per target")
+            yield row
 
 
 def sample(
@@ -326,12 +267,11 @@ def sample(
 
     start: (S, N).  mode: with "ts1" a trajectory draws a member at every step; with "tsinf" it has one member for all
     steps.  visit(t, means, standard deviations) is called with the predicted Gaussians of each step t = 1, 2, ...,
-    (K, S, N) each.  The K Gaussians are those of all members for ts1, and of the trajectory's member for tsinf.
-    For partially observed states, the model sees new masks at every step, and the policy sees the whole state.
+    (K, S, N) each: those of all members for ts1, and of the trajectory's member for tsinf.  Where states are partially
+    observed, masks are drawn anew at every step, and the policy sees the whole state.
 
-    Returns states (S, steps + 1, N), and how many of the S states are not finite at each step, (steps + 1,).  States
-    that are not finite stay in the result, and the policy sees zeros instead of them.  Raises ValueError for an
-    unknown mode.
+    Returns states (S, steps + 1, N), and how many of them are not finite at each step, (steps + 1,).  The policy sees
+    zeros instead of those.  Raises ValueError for an unknown mode.
     """
     if mode not in MODES:
         raise ValueError(f"mode {mode!r}; expected one of {MODES}")
@@ -354,11 +294,9 @@ def sample(
 
 
 def diagnose(ensemble: Ensemble, held_out: Transitions) -> dict[str, np.ndarray]:
-    """Return three measures of the ensemble as a single-step model.
+    """Return the mixture's mean log-density, in nats, and two measures of each dimension of the next state, (N,).
 
-    rmse_share (N,): the root mean squared error of the mixture's mean, divided by the standard deviation of s' - s.
-    coverage (N,): the fraction of next states inside the central 90% interval of the mixture.
-    log_likelihood (): the mean log-density of the mixture, in nats.
+    rmse_share: the error of the mean in standard deviations of s' - s.  coverage: by the central 90% interval.
     """
     mean, std = (x[..., : ensemble.N] for x in ensemble.predict(held_out.states, held_out.actions, held_out.mask))
     spread = (held_out.next_states - held_out.states).std(0)
@@ -372,11 +310,7 @@ def diagnose(ensemble: Ensemble, held_out: Transitions) -> dict[str, np.ndarray]
 
 
 def linear_log_likelihood(ensemble: Ensemble, training: Transitions, held_out: Transitions) -> float:
-    """Return the mean held-out log-density, in nats, of a linear Gaussian model.
-
-    It has the inputs and targets of the ensemble.  Its mean is fitted to the training data by least squares, and its
-    variance in each dimension is that of the residuals.
-    """
+    """Return the mean held-out log-density, in nats, of a linear Gaussian on the inputs and targets of the ensemble."""
     sets = []
     for data in (training, held_out):
         x, *rest = (tensor.double().cpu().numpy() for tensor in ensemble.tensors(data))
@@ -402,12 +336,7 @@ def save(folder: Path, ensemble: Ensemble, about: dict) -> None:
 
 
 def load(folder: Path, device: str | torch.device = "cpu", weights: bytes | None = None) -> tuple[Ensemble, dict]:
-    """Read what `save` wrote.  Return the ensemble and the notes in config.json.
-
-    weights: the content of model.safetensors, if it has been read already.
-    Raises FileNotFoundError for a missing file, and ValueError for a damaged one.
-    """
-    folder = Path(folder)
+    """Read what `save` wrote (`weights`: model.safetensors).  Raises FileNotFoundError, or ValueError if damaged."""
     for name in ("config.json", "model.safetensors")[: 2 if weights is None else 1]:
         if not (folder / name).exists():
             raise FileNotFoundError(f"{folder / name} is missing; expected an ensemble, which `make scratch` fits")

@@ -1,10 +1,8 @@
-"""The ledger of claims: data/claims.toml says what the paper claims and how each claim is judged.
-
-The rules in ttlib/claims/rules.py judge the claims from result files, and from nothing else.
-"""
+"""The ledger of claims: data/claims.toml says what the paper claims, and rules judge it from result files alone."""
 
 import re
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -90,27 +88,28 @@ def load(path: Path = LEDGER) -> list[Claim]:
     return claims
 
 
-def evaluate(claim: Claim, folder: Path, size: str) -> Outcome:
-    """Judge a claim from the CSV files of one size in `folder`.  ValueError if a file lacks a column."""
-    if missing := [f"{name}.csv" for name in claim.files if not (folder / f"{name}.csv").exists()]:
+def evaluate(claim: Claim, size: str, find: Callable[[str, str], Path] = places.published) -> Outcome:
+    """Judge a claim from the result files of a size, find(name, size).  ValueError if a file lacks a column."""
+    paths = {name: find(name, size) for name in claim.files}
+    if missing := [path.name for path in paths.values() if not path.exists()]:
         return Outcome(UNTESTED, None, f"There is no {' and no '.join(missing)} of this size.")
-    tables = {name: pd.read_csv(folder / f"{name}.csv") for name in claim.files}
+    tables = {name: pd.read_csv(path) for name, path in paths.items()}
     try:
         finding = rules.RULES[claim.id](tables, claim.limits)
     except NotTestedError as error:
         return Outcome(UNTESTED, None, str(error))
     except (KeyError, AttributeError) as error:
         columns = {name: list(table) for name, table in tables.items()}
-        raise ValueError(f"{claim.id}, {folder}: {error!r}; is a column missing? There are {columns}") from error
+        raise ValueError(f"{claim.id}, size {size}: {error!r}; is a column missing? There are {columns}") from error
     if not np.isfinite(finding.value):
         return Outcome(UNTESTED, None, "The results give no finite value.")
     failed = NOT_HERE if claim.size_matters and size != "paper" else NOT
     return Outcome(REPRODUCED if finding.holds else TREND if finding.trend else failed, finding, finding.note)
 
 
-def outcomes(claims: list[Claim], root: Path = places.ROOT / "figures") -> dict[tuple[str, str], Outcome]:
+def outcomes(claims: list[Claim]) -> dict[tuple[str, str], Outcome]:
     """Return (id, size) -> outcome."""
-    return {(claim.id, size): evaluate(claim, root / size, size) for claim in claims for size in SIZES}
+    return {(claim.id, size): evaluate(claim, size) for claim in claims for size in SIZES}
 
 
 def changed(claims: list[Claim], judged: dict[tuple[str, str], Outcome]) -> list[str]:

@@ -1,11 +1,11 @@
-"""The rules that judge the paper's claims, one function for each row of data/claims.toml.
+"""The rules that judge the paper's claims: RULES, at the end, has one for each row of data/claims.toml.
 
-A rule takes the result tables by name and the limits of its row, and returns a Finding.  Its name is the id of the row
-with underscores.  Rules tell settings apart by the columns `variant`, `horizon`, `noise`, ... and never by a label.
+A rule takes the result tables by name and the limits of its row, and returns a Finding.  Rules tell settings apart by
+the columns `variant`, `horizon`, `noise`, ... and never by a label.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -22,23 +22,14 @@ class NotTestedError(Exception):
 
 @dataclass(frozen=True)
 class Finding:
-    """Hold our value, its interval (NaN where there is none), and whether the claim or only its trend holds."""
+    """Hold our value, whether the claim or only its trend holds, and the value's interval (NaN if there is none)."""
 
     value: float
-    low: float
-    high: float
     holds: bool
-    trend: bool
+    trend: bool = False
     note: str = ""
-
-
-RULES: dict[str, Callable[[Tables, Limits], Finding]] = {}
-
-
-def rule(function: Callable[[Tables, Limits], Finding]) -> Callable[[Tables, Limits], Finding]:
-    """Add a rule to RULES under the id of its claim: `round_trip` judges the claim `round-trip`."""
-    RULES[function.__name__.replace("_", "-")] = function
-    return function
+    low: float = np.nan
+    high: float = np.nan
 
 
 # Statistics
@@ -80,43 +71,35 @@ def interval(bootstrap: np.ndarray, level: float = 0.9) -> tuple[float, float]:
 
 def listed(values: dict[str, str]) -> str:
     """Return "a 1, b 2" for notes."""
-    return ", ".join(f"{name} {value}" for name, value in values.items())
+    return ", ".join(map(" ".join, values.items()))
 
 
 # Equation 1 and Section 3.2: exact statements
 
 
-@rule
 def round_trip(tables: Tables, limits: Limits) -> Finding:
     rows = rows_of(tables["round_trip"], bins="uniform")
     worst = rows.largest_error.max()
     note = f"All {rows.steps.max():,} steps were checked in {len(rows)} dimensions."
-    return Finding(worst, np.nan, np.nan, bool(worst <= limits["half_bins"]), False, note)
+    return Finding(worst, worst <= limits["half_bins"], note=note)
 
 
-@rule
 def length_m_is_cloning(tables: Tables, limits: Limits) -> Finding:
     rows = tables["cloning_check"]
     same = (rows.search == rows.policy) & (rows.search_log_p - rows.policy_log_p).abs().le(limits["nats"])
-    return Finding(same.mean(), np.nan, np.nan, bool(same.all()), False, f"{len(rows)} states were tried.")
+    return Finding(same.mean(), same.all(), note=f"{len(rows)} states were tried.")
 
 
 # Figure 1
 
 
-def _torso_turns(poses: pd.DataFrame) -> pd.Series:
-    """Return the torso's turn since the step before in radians, NaN at the first step of a trajectory."""
-    quaternion = poses[["q3", "q4", "q5", "q6"]]
-    before = quaternion.groupby(level=["model", "rollout"]).shift()
-    return 2 * np.arccos((quaternion * before).sum(axis=1, skipna=False).abs().clip(upper=1))
-
-
-@rule
 def plausible_humanoid(tables: Tables, limits: Limits) -> Finding:
     keys = ["model", "rollout", "t"]
     heights = tables["fig1_humanoid"].pivot(index=keys, columns="body", values="z")
     poses = rows_of(tables["fig1_poses"].set_index(keys).join(heights, how="inner").sort_index())
-    poses["turn"] = _torso_turns(poses)
+    quaternion = poses[["q3", "q4", "q5", "q6"]]
+    before = quaternion.groupby(level=["model", "rollout"]).shift()
+    poses["turn"] = 2 * np.arccos((quaternion * before).sum(axis=1, skipna=False).abs().clip(upper=1))
     true = rows_of(poses.reset_index(), model="reference")
     moving = poses[poses.index.get_level_values("t") > 0]
     lowest, highest = true[list(heights)].min() - limits["metres"], true[list(heights)].max() + limits["metres"]
@@ -126,26 +109,26 @@ def plausible_humanoid(tables: Tables, limits: Limits) -> Finding:
     ours, other = fraction.loc["transformer"], fraction.drop(index=["transformer", "reference"]).mean()
     ahead = ours.mean() > other
     note = f"The ensemble reaches {other:.0%}, true trajectories {fraction.loc['reference'].mean():.0%}."
-    return Finding(ours.mean(), ours.min(), ours.max(), ahead and ours.mean() >= limits["plausible"], ahead, note)
+    return Finding(ours.mean(), ahead and ours.mean() >= limits["plausible"], ahead, note, ours.min(), ours.max())
 
 
 # Figure 2
 
 
-def _curve(table: pd.DataFrame, panel: str, model: str) -> pd.DataFrame:
-    """Return a model's curve by step t.
+def _curve(table: pd.DataFrame, model: str) -> pd.DataFrame:
+    """Return a model's curve by step t, where states are observed.
 
     The rows of the smallest seed hold the mean and the interval of all training seeds together.
     """
     scoring = "histogram" if model == "simulator" else "mixture"
-    rows = rows_of(table, panel=panel, model=model, scoring=scoring).sort_values("seed", kind="stable")
+    rows = rows_of(table, panel="observed", model=model, scoring=scoring).sort_values("seed", kind="stable")
     return rows.drop_duplicates("t").set_index("t").sort_index()[["log_likelihood", "low", "high"]]
 
 
-def _better_ensemble(table: pd.DataFrame, panel: str) -> str:
-    """Return the better of the two ways to sample the ensemble, by its mean over the steps."""
-    models = ("ensemble_ts1", "ensemble_tsinf")
-    return max(models, key=lambda model: _curve(table, panel, model).log_likelihood.mean())
+def _better_ensemble(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Return the better of the two ways to sample the ensemble, by its mean over the steps, and its curve."""
+    both = [(model, _curve(table, model)) for model in ("ensemble_ts1", "ensemble_tsinf")]
+    return max(both, key=lambda pair: pair[1].log_likelihood.mean())
 
 
 def _leads(table: pd.DataFrame, panel: str, other: str) -> tuple[pd.DataFrame, pd.Series, pd.Series]:
@@ -156,39 +139,31 @@ def _leads(table: pd.DataFrame, panel: str, other: str) -> tuple[pd.DataFrame, p
     return single, rows.loc[(last // 2 + 1, last)], rows.loc[(1, last)]
 
 
-@rule
 def order_of_models(tables: Tables, limits: Limits) -> Finding:
     table = tables["fig2_error_compounding"]
-    ours, other = _curve(table, "observed", "transformer"), _better_ensemble(table, "observed")
+    ours, (other, theirs) = _curve(table, "transformer"), _better_ensemble(table)
     lead, late, _ = _leads(tables["fig2_leads"], "observed", other)
-    above = ours.low > _curve(table, "observed", other).high
+    above = ours.low > theirs.high
+    ahead = above.iloc[-1]
     note = (
         f"It is above the ensemble with disjoint intervals at {above.mean():.0%} of the steps, "
         f"and its lead at the last step is {lead['lead'].iloc[-1]:.0f} nats."
     )
-    ahead = bool(above.iloc[-1])
-    return Finding(late["lead"], late.low, late.high, ahead and above.mean() > limits["share"], ahead, note)
+    return Finding(late["lead"], ahead and above.mean() > limits["share"], ahead, note, late.low, late.high)
 
 
-@rule
 def ensemble_fails(tables: Tables, limits: Limits) -> Finding:
     table = tables["fig2_error_compounding"]
-    true = _curve(table, "observed", "simulator").log_likelihood
-    ensemble = _curve(table, "observed", _better_ensemble(table, "observed")).log_likelihood
-    distance = true - ensemble
-    lost = distance >= limits["nats"]
-    last_near = lost.index[~lost].max() if (~lost).any() else 0
-    last = int(lost.index.max())
+    distance = _curve(table, "simulator").log_likelihood - _better_ensemble(table)[1].log_likelihood
+    lost, last = distance >= limits["nats"], distance.index.max()
+    last_near = max(lost.index[~lost], default=0)
     note = f"At the last step, {last}, it is {distance.loc[last]:.0f} nats below the true rollouts."
-    value = min(last_near + 1, last)
-    return Finding(value, np.nan, np.nan, last_near < limits["steps"], last_near < last, note)
+    return Finding(min(last_near + 1, last), last_near < limits["steps"], last_near < last, note)
 
 
-@rule
 def markov_is_close(tables: Tables, limits: Limits) -> Finding:
     table = tables["fig2_error_compounding"]
-    full, markov = _curve(table, "observed", "transformer"), _curve(table, "observed", "markov")
-    ensemble = _curve(table, "observed", _better_ensemble(table, "observed"))
+    full, markov, (_, ensemble) = _curve(table, "transformer"), _curve(table, "markov"), _better_ensemble(table)
     gain = (full.log_likelihood - ensemble.log_likelihood).mean()
     distance = (full.log_likelihood - markov.log_likelihood).abs().mean()
     overlap = ((full.low <= markov.high) & (markov.low <= full.high)).mean()
@@ -197,10 +172,9 @@ def markov_is_close(tables: Tables, limits: Limits) -> Finding:
         f"The full model leads the ensemble by {gain:.1f} nats."
     )
     holds = overlap == 1 or (gain > 0 and distance <= limits["close"] * gain)
-    return Finding(distance / gain, np.nan, np.nan, holds, gain > 0 and distance <= limits["near"] * gain, note)
+    return Finding(distance / gain, holds, gain > 0 and distance <= limits["near"] * gain, note)
 
 
-@rule
 def memory_when_masked(tables: Tables, limits: Limits) -> Finding:
     lead, _, masked = _leads(tables["fig2_leads"], "masked", "markov")
     observed = _leads(tables["fig2_leads"], "observed", "markov")[2]
@@ -214,27 +188,25 @@ def memory_when_masked(tables: Tables, limits: Limits) -> Finding:
         f"{above:.0%} of the steps and below at {(lead.high < 0).mean():.0%}. One step ahead, a longer context adds "
         f"{gain['masked']:.1f} nats if states are masked and {gain['observed']:.1f} if they are observed."
     )
-    return Finding(masked["lead"], masked["low"], masked["high"], clearly and above > limits["share"], larger, note)
+    return Finding(masked["lead"], clearly and above > limits["share"], larger, note, masked["low"], masked["high"])
 
 
 # Figure 3
 
 
-@rule
 def attention_patterns(tables: Tables, limits: Limits) -> Finding:
     states = rows_of(tables["attention_scores"], rows="states")
     states = states.assign(times=states.value / states.uniform_value)
     markov = rows_of(states, score="markov").groupby(["profile", "seed"]).value.max()
     striated = rows_of(states, score="striated").groupby(["profile", "seed"]).times.max()
-    both = bool((markov >= limits["weight"]).all()), bool((striated >= limits["times"]).all())
+    both = (markov >= limits["weight"]).all(), (striated >= limits["times"]).all()
     note = (
         f"{len(markov)} models were scored. In each of them the most striated head has at least {striated.min():.1f} "
         "times the weight of uniform attention."
     )
-    return Finding(markov.mean(), markov.min(), markov.max(), all(both), any(both), note)
+    return Finding(markov.mean(), all(both), any(both), note, markov.min(), markov.max())
 
 
-@rule
 def actions_attend_to_actions(tables: Tables, limits: Limits) -> Finding:
     actions = rows_of(tables["attention_scores"], rows="actions")
     weight = {
@@ -242,12 +214,11 @@ def actions_attend_to_actions(tables: Tables, limits: Limits) -> Finding:
         for score in ("past_actions", "past_states", "past_action_key", "past_state_key")
     }
     sums, keys = weight["past_actions"] / weight["past_states"], weight["past_action_key"] / weight["past_state_key"]
-    holds, trend = bool((sums > limits["sum"]).all()), bool((keys > 1).all())
     note = (
         f"{len(sums)} models were scored. A single past action gets {keys.min():.2g} to {keys.max():.2g} times the "
         "weight of a single past state dimension."
     )
-    return Finding(sums.mean(), sums.min(), sums.max(), holds, trend, note)
+    return Finding(sums.mean(), (sums > limits["sum"]).all(), (keys > 1).all(), note, sums.min(), sums.max())
 
 
 # Table 1 and Figure 4
@@ -274,22 +245,19 @@ def _planned(table: pd.DataFrame, datasets: list[str]) -> pd.DataFrame:
 def _dataset_score(table: pd.DataFrame, ours: pd.DataFrame, par: float) -> dict:
     """Return what the rules of Table 1 compare on one dataset.
 
-    `others` is the best method that learned from the same data, `everyone` includes the data's own policies, `prior` is
-    the best published one.  `good`: above behaviour cloning and on par with `others`.
+    `everyone` is the best method run on the same data, the data's own policies included, and `prior` the best published
+    one.  `above`: above behaviour cloning.  `good`: also on par with the best method that learned from the same data.
     """
     dataset, score = ours.dataset.iloc[0], model_mean(ours, "score")
     beside = table[(table.dataset == dataset) & (table.method != "tto")]
-    learned = beside[beside.method != "behaviour"]
-    clone = rows_of(learned, method="bc", variant="main")
-    best = {
-        name: max(model_mean(rows, "score") for _, rows in group.groupby(["method", "variant"]))
-        for name, group in (("others", learned), ("everyone", beside))
-    }
+    clone = rows_of(beside, method="bc", variant="main")
+    means = {key: model_mean(rows, "score") for key, rows in beside.groupby(["method", "variant"])}
+    others = max(mean for (method, _), mean in means.items() if method != "behaviour")
     published = pd.read_csv(places.ROOT / "data" / "published_table1.csv")
     prior = published[(published.dataset == dataset.removesuffix("-v2")) & published.method.isin(PRIOR)]["mean"].max()
     above = interval(bootstrap_means(ours, "score") - bootstrap_means(clone, "score"))[0] > 0
-    good = above and score >= par * best["others"]
-    return {"source": ours.source.iloc[0], "score": score, "prior": prior, **best, "above": above, "good": good}
+    scores = {"source": ours.source.iloc[0], "score": score, "prior": prior, "everyone": max(means.values())}
+    return scores | {"above": above, "good": above and score >= par * others}
 
 
 def _scores(table: pd.DataFrame, datasets: list[str], par: float) -> tuple[pd.DataFrame, np.ndarray, str]:
@@ -311,38 +279,28 @@ def _scores(table: pd.DataFrame, datasets: list[str], par: float) -> tuple[pd.Da
     return scores, drawn, note
 
 
-def _on_par(tables: Tables, limits: Limits, datasets: list[str]) -> Finding:
+def on_par(tables: Tables, limits: Limits, datasets: list[str]) -> Finding:
+    """Compare the scores on these datasets with the best published ones, or with the best methods run on them."""
     scores, drawn, note = _scores(tables["table1_rollouts"], datasets, limits["par"])
     # Published scores belong to D4RL's files: on regenerated data they are no yardstick.
     official = (scores.source == "official").all() and len(scores) == len(datasets)
     holds = official and (scores.score >= limits["par"] * scores.prior).all()
     trend = 2 * scores.good.sum() > len(datasets)
-    return Finding(scores.score.mean(), *interval(drawn), bool(holds), bool(trend), note)
+    return Finding(scores.score.mean(), holds, trend, note, *interval(drawn))
 
 
-@rule
-def hopper_walker(tables: Tables, limits: Limits) -> Finding:
-    return _on_par(tables, limits, [name for name in experiments.TABLE1 if not name.startswith("halfcheetah")])
-
-
-@rule
-def halfcheetah(tables: Tables, limits: Limits) -> Finding:
-    return _on_par(tables, limits, ["halfcheetah-medium", "halfcheetah-medium-replay"])
-
-
-@rule
 def halfcheetah_medium_expert(tables: Tables, limits: Limits) -> Finding:
     scores, drawn, _ = _scores(tables["table1_rollouts"], ["halfcheetah-medium-expert"], 1.0)
     row, (low, high) = scores.iloc[0], interval(drawn)
     holds = row.source == "official" and high < limits["short"] * row.prior
     note = f"The data are {row.source}. The best method run on the same data scores {row.everyone:.1f}."
-    return Finding(row.score, low, high, bool(holds), bool(high < limits["short"] * row.everyone), note)
+    return Finding(row.score, holds, high < limits["short"] * row.everyone, note, low, high)
 
 
 # Imitation and goals, Section 4.2
 
 
-def _imitation(tables: Tables, limits: Limits, dataset: str) -> Finding:
+def imitation(tables: Tables, limits: Limits, dataset: str) -> Finding:
     """Compare the longest likelihood search that was run with the demonstrator's mean return."""
     table = tables["imitation_rollouts"]
     tto = rows_of(_on(table, [dataset]), method="tto")
@@ -358,20 +316,9 @@ def _imitation(tables: Tables, limits: Limits, dataset: str) -> Finding:
         f"The search of profile {tto.profile.iloc[0]} has a horizon of {transitions}, on {tto.source.iloc[0]} data. "
         f"Behaviour cloning reaches {other:.0%}."
     )
-    return Finding(value, low, high, holds, trend, note)
+    return Finding(value, holds, trend, note, low, high)
 
 
-@rule
-def imitation_hopper(tables: Tables, limits: Limits) -> Finding:
-    return _imitation(tables, limits, "hopper-expert")
-
-
-@rule
-def imitation_walker(tables: Tables, limits: Limits) -> Finding:
-    return _imitation(tables, limits, "walker2d-expert")
-
-
-@rule
 def goals_without_rewards(tables: Tables, limits: Limits) -> Finding:
     rows = rows_of(tables["four_rooms_success"], split="seen", rooms_crossed=-1)
     ours = rows_of(rows, model="goal_transformer").iloc[0]
@@ -381,7 +328,7 @@ def goals_without_rewards(tables: Tables, limits: Limits) -> Finding:
         f"The model without goals reaches {others['transformer'].success:.0%}, "
         f"and walking straight reaches {others['straight'].success:.0%}."
     )
-    return Finding(ours.success, ours.low, ours.high, bool(ahead and ours.low > limits["success"]), ahead, note)
+    return Finding(ours.success, ahead and ours.low > limits["success"], ahead, note, ours.low, ours.high)
 
 
 # Ablations
@@ -428,14 +375,12 @@ def _percentages(rows: pd.DataFrame) -> str:
     return listed({row.dataset: f"{row.ratio:.0%}" for row in rows.itertuples()})
 
 
-@rule
 def myopic(tables: Tables, limits: Limits) -> Finding:
     rows, bounds = compare_pairs(ablation_pairs(tables["ablations_rollouts"], "no_reward_to_go"))
-    holds, trend = bool((rows.high < 0).all()), bool((rows.ratio < 1).mean() > 0.5)
-    return Finding(rows.ratio.mean(), *bounds, holds, trend, f"By dataset: {_percentages(rows)}.")
+    holds, trend = (rows.high < 0).all(), (rows.ratio < 1).mean() > 0.5
+    return Finding(rows.ratio.mean(), holds, trend, f"By dataset: {_percentages(rows)}.", *bounds)
 
 
-@rule
 def coarse_bins(tables: Tables, limits: Limits) -> Finding:
     table = rows_of(_on(tables["ablations_rollouts"], ["halfcheetah-medium-expert"]), method="tto")
     # The main planner has quantile bins, so each pair is turned round.
@@ -443,10 +388,9 @@ def coarse_bins(tables: Tables, limits: Limits) -> Finding:
     rows, bounds = compare_pairs(pairs)
     returns = {variant.replace("_", " "): f"{model_mean(r, 'return'):.0f}" for variant, r in table.groupby("variant")}
     note = f"The returns are: {listed(returns)}."
-    return Finding(rows.ratio[0], *bounds, bool(rows.low[0] > 0), bool(rows.ratio[0] > 1), note)
+    return Finding(rows.ratio[0], rows.low[0] > 0, rows.ratio[0] > 1, note, *bounds)
 
 
-@rule
 def inaccurate_values(tables: Tables, limits: Limits) -> Finding:
     table = tables["ablations_rollouts"]
     noisy = ablation_pairs(table, "noise", noise=limits["noise"])
@@ -465,27 +409,24 @@ def inaccurate_values(tables: Tables, limits: Limits) -> Finding:
     returns = [f"{level.mean():.0f} with noise of strength {noise:g}" for noise, level in levels]
     main = np.mean([model_mean(main, "return") for _, main, _ in noisy])
     note = f"The return is {main:.0f} without noise, {', '.join(returns)}."
-    trend = bool(enough.mean() > 0.5 or all(better))
-    return Finding(rows.ratio.mean(), *bounds, bool(enough.all()), trend, note)
+    return Finding(rows.ratio.mean(), enough.all(), enough.mean() > 0.5 or all(better), note, *bounds)
 
 
-@rule
 def discretisation_explains(tables: Tables, limits: Limits) -> Finding:
     table = tables["fig2_error_compounding"]
-    ensemble = _curve(table, "observed", _better_ensemble(table, "observed")).log_likelihood
-    full, markov = (_curve(table, "observed", model).log_likelihood - ensemble for model in ("transformer", "markov"))
+    ensemble = _better_ensemble(table)[1].log_likelihood
+    full, markov = (_curve(table, model).log_likelihood - ensemble for model in ("transformer", "markov"))
     late = full.index > full.index.max() / 2
     kept = markov[late].mean() / full[late].mean() if full[late].mean() > 0 else 0.0
     rows, _ = compare_pairs(ablation_pairs(tables["ablations_rollouts"], "independent_dimensions"))
-    enough, lower = kept >= limits["share"], bool((rows.high < 0).all())
+    enough, lower = kept >= limits["share"], (rows.high < 0).all()
     note = f"The planner's return with independent dimensions, relative to its own: {_percentages(rows)}."
-    return Finding(kept, np.nan, np.nan, enough and lower, enough or lower, note)
+    return Finding(kept, enough and lower, enough or lower, note)
 
 
 # Actions and promises of the planners, Sections 2 and 3.2
 
 
-@rule
 def actions_in_distribution(tables: Tables, limits: Limits) -> Finding:
     table, gaps, drawn = tables["action_likelihood"].assign(model_seed=0), [], []
     shooting = rows_of(table, method="random_shooting", variant="main")
@@ -497,19 +438,15 @@ def actions_in_distribution(tables: Tables, limits: Limits) -> Finding:
         gaps.append(tto.log_likelihood.mean() - other.log_likelihood.mean())
     clear, average = [interval(d)[0] > 0 for d in drawn], float(np.mean(gaps))
     note = f"Planned actions are clearly likelier on {sum(clear)} of {len(clear)} datasets."
-    return Finding(average, *interval(np.mean(drawn, axis=0)), all(clear), average > 0, note)
+    return Finding(average, all(clear), average > 0, note, *interval(np.mean(drawn, axis=0)))
 
 
-def _overestimation(values: pd.DataFrame) -> pd.DataFrame:
-    """Return each rollout's mean overestimation; decisions of one rollout are not independent."""
-    values = values.assign(overestimation=values.predicted - values.achieved, model_seed=0)
-    keys = ["dataset", "method", "profile", "variant", "model_seed", "rollout_seed"]
-    return values.groupby(keys, sort=False).overestimation.mean().reset_index()
-
-
-@rule
 def no_pessimism(tables: Tables, limits: Limits) -> Finding:
-    values, returns = _overestimation(tables["planner_values"]), tables["table1_rollouts"]
+    values, returns = tables["planner_values"].assign(model_seed=0), tables["table1_rollouts"]
+    values["overestimation"] = values.predicted - values.achieved
+    keys = ["dataset", "method", "profile", "variant", "model_seed", "rollout_seed"]
+    # Decisions of one rollout are not independent, so each rollout counts by its mean.
+    values = values.groupby(keys, sort=False).overestimation.mean().reset_index()
     rows, drawn = [], []
     for dataset, other in rows_of(values, method="random_shooting", variant="main").groupby("dataset", sort=False):
         name = [dataset.removesuffix("-v2")]
@@ -526,8 +463,8 @@ def no_pessimism(tables: Tables, limits: Limits) -> Finding:
         f"The rule holds on {rows.holds.sum()} of {len(rows)} datasets. "
         f"The Trajectory Transformer itself overestimates by {rows.tto.mean():.3g}."
     )
-    holds, trend = bool(rows.holds.all()), bool(rows.holds.mean() > 0.5)
-    return Finding(rows.gap.mean(), *interval(np.mean(drawn, axis=0)), holds, trend, note)
+    holds, trend = rows.holds.all(), rows.holds.mean() > 0.5
+    return Finding(rows.gap.mean(), holds, trend, note, *interval(np.mean(drawn, axis=0)))
 
 
 # Cost, Section 5 and Appendix A
@@ -535,39 +472,21 @@ def no_pessimism(tables: Tables, limits: Limits) -> Finding:
 CONTROL_STEP = {"hopper": 0.008, "walker2d": 0.008, "halfcheetah": 0.05, "humanoid": 0.015, "pendulum": 0.05}  # seconds
 
 
-def _decisions(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """Return seconds of the fastest decision by task, for one environment: of the Transformer, and of the ensemble."""
-    one = rows_of(table, environments=1).dropna(subset="seconds_per_decision")
+def slower(tables: Tables, limits: Limits, than: str) -> Finding:
+    """Compare the fastest decision for one environment with the ensemble's, or with the control step, in every task."""
+    one = rows_of(tables["bench_planning"], environments=1).dropna(subset="seconds_per_decision")
     ensemble = one.model == "ensemble"
-    return tuple(rows.groupby("task").seconds_per_decision.min() for rows in (one[~ensemble], one[ensemble]))
-
-
-def _above_one(times: pd.Series, note: str) -> Finding:
-    """Return the finding of a claim that a ratio exceeds 1 in every task; its trend is more than half of the tasks."""
-    above = times > 1
-    return Finding(times.mean(), times.min(), times.max(), bool(above.all()), bool(above.mean() > 0.5), note)
-
-
-@rule
-def slower(tables: Tables, limits: Limits) -> Finding:
-    transformer, ensemble = _decisions(tables["bench_planning"])
-    times = (transformer / ensemble).dropna()
+    ours, theirs = (rows.groupby("task").seconds_per_decision.min() for rows in (one[~ensemble], one[ensemble]))
+    times = (ours / (theirs if than == "ensemble" else pd.Series(CONTROL_STEP))).dropna()
     if not len(times):
-        raise NotTestedError("No task was timed with both kinds of model.")
-    return _above_one(times, f"By task: {listed({task: f'{x:.1f}' for task, x in times.items()})}.")
+        raise NotTestedError(f"No task was timed that can be compared with the {than}.")
+    note = f"By task: {listed({task: f'{x:.1f}' for task, x in times.items()})}."
+    if than == "control step":
+        note = f"A decision takes: {listed({task: f'{1000 * ours[task]:.0f} ms' for task in times.index})}."
+    above = times > 1
+    return Finding(times.mean(), above.all(), above.mean() > 0.5, note, times.min(), times.max())
 
 
-@rule
-def not_real_time(tables: Tables, limits: Limits) -> Finding:
-    transformer, _ = _decisions(tables["bench_planning"])
-    steps = (transformer / pd.Series(CONTROL_STEP)).dropna()
-    if not len(steps):
-        raise NotTestedError(f"No task with a known control step was timed. Known are {', '.join(CONTROL_STEP)}.")
-    seconds = {task: f"{1000 * transformer[task]:.0f} ms" for task in steps.index}
-    return _above_one(steps, f"A decision takes: {listed(seconds)}.")
-
-
-@rule
 def training_cost(tables: Tables, limits: Limits) -> Finding:
     # All models of the paper's size train on as many tokens for a million steps of data.
     exp = experiments.get("humanoid", "paper")
@@ -579,4 +498,21 @@ def training_cost(tables: Tables, limits: Limits) -> Finding:
     fast = hours.min()
     holds = limits["low"] / limits["factor"] <= fast <= limits["high"] * limits["factor"]
     note = f"Timed on {', '.join(rows.machine.unique())}."
-    return Finding(fast, fast, hours.max(), bool(holds), bool(fast < limits["low"]), note)
+    return Finding(fast, holds, fast < limits["low"], note, fast, hours.max())
+
+
+_FUNCTIONS = (
+    round_trip, length_m_is_cloning, plausible_humanoid, order_of_models, ensemble_fails, markov_is_close,
+    memory_when_masked, discretisation_explains, attention_patterns, actions_attend_to_actions,
+    halfcheetah_medium_expert, coarse_bins, goals_without_rewards, myopic, inaccurate_values, actions_in_distribution,
+    no_pessimism, training_cost,
+)  # fmt: skip
+# The rule of each claim, (tables, limits) -> Finding, by the claim's id.
+RULES = {function.__name__.replace("_", "-"): function for function in _FUNCTIONS} | {
+    "hopper-walker": partial(on_par, datasets=[name for name in experiments.TABLE1 if "halfcheetah" not in name]),
+    "halfcheetah": partial(on_par, datasets=["halfcheetah-medium", "halfcheetah-medium-replay"]),
+    "slower": partial(slower, than="ensemble"),
+    "not-real-time": partial(slower, than="control step"),
+    "imitation-hopper": partial(imitation, dataset="hopper-expert"),
+    "imitation-walker": partial(imitation, dataset="walker2d-expert"),
+}

@@ -53,10 +53,7 @@ def no_deps(project: dict) -> list[str]:
 
 
 def requirements_lock(project: dict, resolved: list[str]) -> str:
-    """Return the text of requirements.lock.
-
-    resolved: lines such as `torch==2.13.0+cpu ; sys_platform == 'linux'`.
-    """
+    """Return the text of requirements.lock.  resolved: lines such as `torch==2.13.0+cpu ; sys_platform == 'linux'`."""
     pins = {line.split(";")[0].split("+")[0].strip() for line in resolved}
     pins = {pin for pin in pins if not pin.startswith(CUDA)} | set(no_deps(project))
     header = [

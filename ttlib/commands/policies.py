@@ -57,10 +57,7 @@ def new_agent(task: str, run: Run):
 
 
 def actor_arrays(agent) -> dict[str, np.ndarray]:
-    """Return the actor's arrays, as `environments.policies.policy` reads them.
-
-    Raises ValueError for weights that are not finite.
-    """
+    """Return the actor's arrays, as `environments.policies.policy` reads them.  Raises ValueError if not finite."""
     layers = agent.policy.actor_state.params["params"]
     arrays = {}
     for i, name in enumerate(LAYERS):
@@ -98,10 +95,7 @@ def steps_done(folder: Path) -> int:
 
 
 def begin(task: str, run: Run, folder: Path) -> tuple[object, dict]:
-    """Return the agent and its record, from the last snapshot if there is one.
-
-    Raises ValueError if that snapshot was made with other settings or versions.
-    """
+    """Return the last snapshot's agent and record, or new ones.  Raises ValueError if its settings were others."""
     record, agent = new_record(task, run), new_agent(task, run)
     if not (step := steps_done(folder)):
         return agent, record
@@ -120,10 +114,7 @@ def begin(task: str, run: Run, folder: Path) -> tuple[object, dict]:
 
 
 def measure(agent, task: str, record: dict) -> None:
-    """Add the returns of new episodes to the record.
-
-    Ten episodes follow the stochastic policy, and three the deterministic one.
-    """
+    """Add the returns of ten episodes of the stochastic policy, and three of the deterministic one, to the record."""
     from stable_baselines3.common.evaluation import evaluate_policy
 
     env, step = tasks.make(task), agent.num_timesteps
@@ -146,10 +137,7 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def save(agent, run: Run, folder: Path, record: dict) -> None:
-    """Write a snapshot and then the record.
-
-    A snapshot that the record does not name is made again.
-    """
+    """Write a snapshot and then the record, so that a snapshot that it does not name is made again."""
     step = agent.num_timesteps
     write_npz(folder / f"step_{step:07d}.npz", actor_arrays(agent))
     rows = {name: getattr(agent.replay_buffer, name)[step - run.every : step] for name in REPLAY}

@@ -10,7 +10,6 @@ the table are not run again, so a killed search continues where it was.  Delete 
 
 import argparse
 import functools
-import importlib.util
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -23,7 +22,6 @@ import torch
 from ttlib import cpu, files, train
 from ttlib.baselines import ensemble as ensembles
 from ttlib.baselines.ensemble import Ensemble, EnsembleConfig, Transitions
-from ttlib.data import Windows
 from ttlib.model import GPT
 from ttlib.pipeline import cpu_training, experiments, places, rollouts, store
 from ttlib.pipeline.experiments import Experiment
@@ -33,9 +31,8 @@ from ttlib.studies import horizon_metrics, long_horizon
 
 def table_path(search: str, size: str) -> Path:
     """Return where the table of a search is."""
-    if size == "laptop":
-        return places.ROOT / "data" / f"tried_{search}.csv"
-    return places.BUILD / f"tried_{search}-{size}.csv"
+    laptop = places.ROOT / "data" / f"tried_{search}.csv"
+    return laptop if size == "laptop" else places.BUILD / f"tried_{search}-{size}.csv"
 
 
 def grid_search(path: Path, settings: Iterable[tuple[dict, tuple]], run: Callable[..., list[dict]]) -> None:
@@ -66,24 +63,21 @@ SEEDS = tuple(range(1000, 1008))  # no report uses seeds from 1000 on
 
 def hopper(size: str) -> None:
     """Compare trainings, and ways to act with each of their models."""
-    settings = [
-        (acting_columns(method, exp), (method, exp)) for trained in trainings(size) for method, exp in actings(trained)
-    ]
-    grid_search(table_path("hopper", size), settings, act)
+    ways = [way for trained in trainings(size) for way in actings(trained)]
+    grid_search(table_path("hopper", size), [(acting_columns(*way), way) for way in ways], act)
 
 
 def trainings(size: str) -> list[Experiment]:
     """Return the trainings that are compared, cheap ones first."""
     v1, released = (experiments.get("hopper-long", size, profile) for profile in experiments.PROFILES)
     million = 1e4 if size == "smoke" else 1e6
-    return [
+    short = [
         shortened(v1, 2 * million, optimiser="adamw", lr=2e-3, batch=32),
         shortened(v1, 2 * million, batch=32),
         shortened(v1, 2 * million),
         shortened(v1, 5 * million),
-        v1,
-        released,
     ]
+    return [*short, v1, released]
 
 
 def shortened(exp: Experiment, tokens: float, **changes) -> Experiment:
@@ -94,10 +88,7 @@ def shortened(exp: Experiment, tokens: float, **changes) -> Experiment:
 
 
 def actings(exp: Experiment) -> list[tuple[str, Experiment]]:
-    """Return the ways to act that are compared with a model: a method, and the experiment with a plan and a context.
-
-    Models of shortened trainings act in fewer ways.
-    """
+    """Return the ways to act that are compared, fewer for shortened trainings: a method, and the experiment."""
     filtered = Plan(3, 16, 2, experiments.GAMMA, exp.bins.reward_in_R, "sample", 0.6)
     plans = [filtered] if exp.plan.proposal == "sample" else [exp.plan, filtered]
     whole = not exp.name.endswith("tried")
@@ -129,13 +120,12 @@ def act(method: str, exp: Experiment) -> list[dict]:
     """Train if needed, and roll out -> one row: held-out loss, returns, lengths, and the overestimation of plans."""
     loss = store.load_or_train(exp).about["held_out_all"]
     runs = rollouts.run_rollouts(exp, method, SEEDS)
-    totals, lengths = [run.total for run in runs], [len(run.rewards) for run in runs]
-    row = {"held-out nats": loss, "n": len(runs), "mean": np.mean(totals), "std": np.std(totals)}
-    row |= {"length": np.mean(lengths), "too hopeful": np.nan}
+    totals, hope = [run.total for run in runs], np.nan
     if method == "tto":
         values = pd.DataFrame(rollouts.value_rows(rollouts.step_rows(runs), exp))
-        row["too hopeful"] = (values.predicted - values.achieved).mean()
-    return [row]
+        hope = (values.predicted - values.achieved).mean()
+    row = {"held-out nats": loss, "n": len(runs), "mean": np.mean(totals), "std": np.std(totals)}
+    return [row | {"length": np.mean([len(run.rewards) for run in runs]), "too hopeful": hope}]
 
 
 # -- training ----------------------------------------------------------------------------------------------
@@ -154,7 +144,6 @@ TRAININGS = [
     ("hopper-medium-replay", "Muon, dropout 0.1 at the end of blocks", 5, {"dropout": 0.1}),
     ("hopper-medium-replay", "Muon, 2 layers", 5, {"n_layer": 2}),
     ("hopper-medium-replay", "Muon, window of 5", 5, {"T": 5, "batch": 32}),
-    ("hopper-medium-replay", "schedule-free AdamW", 5, {"lr": 5e-3, "schedule_free": True}),
     ("humanoid", "AdamW", 5, ADAMW),
     ("humanoid", "Muon", 5, {}),
     ("humanoid", "Muon, smooth embeddings", 5, SMOOTH),
@@ -163,98 +152,48 @@ TRAININGS = [
 
 
 def training(size: str) -> None:
-    """Compare trainings that take the same processor time, in which other work on the machine counts little.
-
-    Schedule-free AdamW is tried if the package `schedulefree` is installed.
-    """
+    """Compare trainings that take the same processor time, in which other work on the machine counts little."""
     settings = []
     for task, setting, minutes, changes in TRAININGS:
-        schedule_free = changes.get("schedule_free", False)
-        if schedule_free and not importlib.util.find_spec("schedulefree"):
-            continue
         exp = changed(experiments.get(EXPERIMENTS[task], size), {"embedding_length_scale": 0.0} | changes)
         minutes, points = (0.01, 2) if size == "smoke" else (minutes, 12)
         columns = {"task": task, "setting": setting, "budget": minutes}
-        settings.append((columns, (exp, minutes, points, schedule_free)))
+        settings.append((columns, (exp, minutes, points)))
     grid_search(table_path("training", size), settings, learning_curve)
 
 
 def changed(exp: Experiment, changes: dict) -> Experiment:
     """Return the experiment with other fields of its model or its training."""
-    of_model = ("dropout", "n_layer", "T", "embedding_length_scale")
-    model = {name: value for name, value in changes.items() if name in of_model}
-    training = {name: value for name, value in changes.items() if name in ("optimiser", "lr", "batch")}
-    if changes.get("schedule_free"):
-        training["final_lr"] = 1.0  # the learning rate is constant after the warm-up
-    return replace(exp, model=replace(exp.model, **model), train=replace(exp.train, **training), context=0)
+    parts = {}
+    for name in ("model", "train"):
+        config = getattr(exp, name)
+        parts[name] = replace(config, **{field: changes[field] for field in changes.keys() & vars(config).keys()})
+    return replace(exp, **parts, context=0)
 
 
-def learning_curve(exp: Experiment, minutes: float, points: int, schedule_free: bool) -> list[dict]:
-    """Train for some minutes of processor time -> rows of the learning curve at equal distances."""
+def learning_curve(exp: Experiment, minutes: float, points: int) -> list[dict]:
+    """Train for some minutes of processor time, which the learning rate follows -> rows at equal distances."""
     windows, own_held_out = store.windows(exp)
     # All settings are scored on the same windows of five transitions, which every model can read.
     held_out = store.windows(changed(exp, {"T": 5}))[1]
-    timed, rows = TimedTraining(exp, windows, 60 * minutes, schedule_free), []
+    torch.manual_seed(0)
+    model, batch, seconds = GPT(exp.model), exp.train.batch, 60 * minutes
+    dtype, attend = cpu.fast_dtype(torch.device("cpu")), cpu_training.faster(model)
+    optimisers, order = train.optimisers(model, exp.train, dtype), torch.randperm(len(windows))
+    used, updates, rows = 0.0, 0, []
     for point in range(1, points + 1):
-        timed.train_until(60 * minutes * point / points)
-        own = train.evaluate(timed.model, own_held_out, 256) if point == points else None
-        rows.append(
-            {
-                "batch": exp.train.batch,
-                "window": exp.model.T,
-                "minutes": timed.used / 60,
-                "updates": timed.updates,
-                "million_tokens": timed.updates * exp.train.batch * windows.length / 1e6,
-                "dtype": str(timed.dtype).removeprefix("torch."),
-                "own_window_nats": own,
-                "held_out_nats": train.evaluate(timed.model, held_out, 512),
-            }
-        )
+        model.train()
+        start = time.process_time() - used
+        while (used := time.process_time() - start) < seconds * point / points:
+            first, scheduled = updates * batch % (len(windows) - batch), int(used / seconds * exp.train.updates)
+            part = windows.batch(order[first : first + batch])
+            train.step(model, optimisers, part, exp.train, scheduled, dtype, attend)
+            updates += 1
+        row = {"batch": batch, "window": exp.model.T, "minutes": used / 60, "updates": updates}
+        row |= {"million_tokens": updates * batch * windows.length / 1e6, "dtype": str(dtype).removeprefix("torch.")}
+        row["own_window_nats"] = train.evaluate(model, own_held_out, 256) if point == points else None
+        rows.append(row | {"held_out_nats": train.evaluate(model, held_out, 512)})
     return rows
-
-
-class TimedTraining:
-    """A training whose learning rate follows the processor time.
-
-    seconds: the time of the whole training; used: the seconds so far; updates: their number so far.
-    """
-
-    def __init__(self, exp: Experiment, windows: Windows, seconds: float, schedule_free: bool):
-        torch.manual_seed(0)
-        self.model, self.config, self.windows, self.seconds = GPT(exp.model), exp.train, windows, seconds
-        self.dtype, self.attend = cpu.fast_dtype(torch.device("cpu")), cpu_training.faster(self.model)
-        self.optimisers = self._optimisers(schedule_free)
-        self.switched = self.optimisers if schedule_free else []  # those with one set of weights for each mode
-        self.order, self.used, self.updates = torch.randperm(len(windows)), 0.0, 0
-
-    def _optimisers(self, schedule_free: bool) -> list[torch.optim.Optimizer]:
-        """Return the optimisers of the config, or schedule-free AdamW."""
-        if not schedule_free:
-            return train.optimisers(self.model, self.config, self.dtype)
-        import schedulefree
-
-        options = {"lr": self.config.lr, "betas": self.config.betas, "weight_decay": self.config.weight_decay}
-        return [schedulefree.AdamWScheduleFree(self.model.parameters(), **options)]
-
-    def train_until(self, seconds: float) -> None:
-        """Make updates until so many seconds of processor time are used."""
-        for optimiser in self.switched:
-            optimiser.train()
-        self.model.train()
-        start = time.process_time() - self.used
-        while (used := time.process_time() - start) < seconds:
-            self._update(int(used / self.seconds * self.config.updates))
-        self.used = used
-        for optimiser in self.switched:
-            optimiser.eval()
-
-    def _update(self, scheduled: int) -> None:
-        """Make an update with the learning rate of update number `scheduled`."""
-        batch = self.config.batch
-        first = self.updates * batch % (len(self.windows) - batch)
-        rows = self.windows.batch(self.order[first : first + batch])
-        train.step(self.model, self.optimisers, rows, self.config, scheduled, self.dtype, self.attend)
-        self.updates += 1
 
 
 # -- ensemble ----------------------------------------------------------------------------------------------
@@ -291,10 +230,9 @@ def transitions(size: str) -> tuple[Transitions, Transitions]:
 
 
 def fit_ensemble(config: EnsembleConfig, size: str) -> list[dict]:
-    """Fit an ensemble -> its row.
+    """Fit an ensemble -> its row, with seconds of one processor, and means over the state dimensions.
 
-    Members are fitted independently, so 7 members give rows for their first 3 and their first 5 as well.  Seconds are
-    those of one processor.  coverage90 and rmse_share are means over the state dimensions.
+    Members are fitted independently, so 7 members give rows for their first 3 and their first 5 as well.
     """
     training, held_out = transitions(size)
     start = time.process_time()

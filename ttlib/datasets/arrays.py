@@ -14,42 +14,29 @@ finite.  Arrays beside these (infos/..., metadata/...) are left alone.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from ttlib.data import CHUNK, Episodes
 
-
-def _is_flag(x: np.ndarray) -> np.ndarray:
-    return (x == 0) | (x == 1)
-
-
+FINITE, FLAG = (np.isfinite, "finite numbers"), (lambda x: (x == 0) | (x == 1), "0 or 1")
 # For each key: the number of axes, the test of its values, and that test in words.
-FORMAT = {
-    "observations": (2, np.isfinite, "finite numbers"),
-    "actions": (2, np.isfinite, "finite numbers"),
-    "rewards": (1, np.isfinite, "finite numbers"),
-    "terminals": (1, _is_flag, "0 or 1"),
-    "timeouts": (1, _is_flag, "0 or 1"),
-}
+FORMAT = {"observations": (2, *FINITE), "actions": (2, *FINITE), "rewards": (1, *FINITE)}
+FORMAT |= {"terminals": (1, *FLAG), "timeouts": (1, *FLAG)}
 KEYS = tuple(FORMAT)
 ROUNDING = 1e-5  # simulators round: an action may exceed its range by this much
 
 
 def episodes(arrays: Mapping[str, np.ndarray], action_range: tuple[float, float] | None = None) -> Episodes:
-    """Check arrays in the format above and cut them into episodes.
-
-    Actions must lie within action_range where one is given.  Raises ValueError for what
-    the format excludes, naming key, row, column and number of the values at fault.
-    """
+    """Check arrays, with actions in action_range if given, and cut them into episodes; ValueError names a fault."""
     _check_shapes(arrays)
-    for key, (_, right, words) in FORMAT.items():
-        if key == "actions" and action_range is not None:
-            low, high = action_range
-            words = f"numbers in [{low:g}, {high:g}]"
-            right = partial(_within, low, high)
+    checks = dict(FORMAT)
+    if action_range is not None:
+        low, high = action_range
+        within = lambda x: (low - ROUNDING <= x) & (x <= high + ROUNDING)  # noqa: E731
+        checks["actions"] = (2, within, f"numbers in [{low:g}, {high:g}]")
+    for key, (_, right, words) in checks.items():
         _check_values(key, arrays[key], right, words)
     terminals, timeouts = (arrays[key][:].astype(bool) for key in KEYS[3:])
     ends, n = np.flatnonzero(terminals | timeouts) + 1, len(terminals)
@@ -63,10 +50,6 @@ def episodes(arrays: Mapping[str, np.ndarray], action_range: tuple[float, float]
     rewards = arrays["rewards"][:].astype(np.float64)
     starts, terminal = np.append(0, ends), terminals[ends - 1]
     return Episodes(arrays["observations"], arrays["actions"], rewards, starts, terminal)
-
-
-def _within(low: float, high: float, x: np.ndarray) -> np.ndarray:
-    return (low - ROUNDING <= x) & (x <= high + ROUNDING)
 
 
 def _check_shapes(arrays: Mapping[str, np.ndarray]) -> None:
@@ -85,7 +68,7 @@ def _check_shapes(arrays: Mapping[str, np.ndarray]) -> None:
         raise ValueError("no steps: the arrays are empty")
 
 
-def _check_values(key: str, array: np.ndarray, right, words: str) -> None:
+def _check_values(key: str, array: np.ndarray, right: Callable, words: str) -> None:
     """Raise ValueError unless right(array) is true everywhere; read it in chunks."""
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{key} holds {array.dtype}; expected {words}")

@@ -42,20 +42,14 @@ def _arrays(file: h5py.File) -> dict[str, h5py.Dataset]:
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """Read all arrays of an HDF5 file except its metadata, without checking them.
-
-    Raises FileNotFoundError for a missing file and ValueError for a damaged one; both name the file.
-    """
+    """Read all arrays but the metadata.  Raises FileNotFoundError or ValueError for a missing or a damaged file."""
     with _naming(path), h5py.File(path) as file:
         return {name: array[()] for name, array in _arrays(file).items()}
 
 
 @contextmanager
 def opened(path: Path, action_range: tuple[float, float] | None = None) -> Iterator[Episodes]:
-    """Open a file, check it as `arrays.episodes` does, and give its episodes for as long as the file is open.
-
-    States and actions are read from the file only where they are sliced.  Raises as `read` and `arrays.episodes` do.
-    """
+    """Open and check a file, and give its episodes, whose states and actions are read where they are sliced."""
     with ExitStack() as stack:
         with _naming(path):
             file = stack.enter_context(h5py.File(path))
@@ -70,12 +64,8 @@ def load(path: Path, action_range: tuple[float, float] | None = None) -> Episode
 
 
 def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write arrays as an HDF5 file.  A run that fails or is killed leaves no incomplete file under the final name.
-
-    The file is made in memory first, because the HDF5 library crashes on a full disk.  Raises OSError with the number
-    of bytes that are needed.
-    """
-    buffer = io.BytesIO()
+    """Write arrays as an HDF5 file that is whole or missing.  Raises OSError with the number of bytes needed."""
+    buffer = io.BytesIO()  # the HDF5 library crashes on a full disk
     with h5py.File(buffer, "w") as file:
         for name, array in arrays.items():
             file.create_dataset(name, data=array, compression="gzip", compression_opts=1, shuffle=True)

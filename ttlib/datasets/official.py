@@ -23,18 +23,12 @@ def _files() -> dict[str, tuple[str, int, str]]:
 
 
 def names() -> list[str]:
-    """Return the names of the datasets whose checksums are known.
-
-    They are the nine of Table 1 (which calls `medium-replay` mixed) and the three expert datasets.
-    """
+    """Return the names of the nine datasets of Table 1 (which calls `medium-replay` mixed) and the three of experts."""
     return list(_files())
 
 
 def published(name: str) -> tuple[str, int, str]:
-    """Return the file name, the number of bytes and the sha256 of a dataset.
-
-    name: d4rl's name of the dataset.  Raises ValueError, with the nearest known name, for any other name.
-    """
+    """Return the file name, the bytes and the sha256 of a dataset of d4rl.  Raises ValueError for an unknown name."""
     known = _files()
     if name not in known:
         spelled = name.lower().replace("mixed", "medium-replay").replace("med-", "medium-")  # the paper's names
@@ -45,21 +39,14 @@ def published(name: str) -> tuple[str, int, str]:
 
 
 def path(name: str) -> Path:
-    """Return the path of a dataset's file, which may not exist yet and is not checked.
-
-    The file is looked for in d4rl's own folder first, then in data/d4rl.  If it is in neither, the path in d4rl's
-    folder is returned.  That folder is ~/.d4rl/datasets, or the value of D4RL_DATASET_DIR when d4rl is imported.
-    """
+    """Return the path of a dataset's file, which may not exist, in d4rl's folder, or data/d4rl if only that has it."""
     file, _, _ = published(name)
     in_d4rl_folder = Path(tasks.d4rl().offline_env.filepath_from_url(file))
     return FOLDER / file if not in_d4rl_folder.exists() and (FOLDER / file).exists() else in_d4rl_folder
 
 
 def fetch(name: str) -> Path:
-    """Return the path of a dataset's file, downloaded if necessary and checked.
-
-    An existing file is used (see `path`).  Otherwise the file is downloaded to d4rl's own folder, where d4rl and other
-    projects can use it too.
+    """Return the path of a dataset's file, downloaded to d4rl's own folder if necessary, and checked.
 
     Raises ValueError for an unknown name, or if the bytes are not the published ones: an existing file is then kept,
     and a downloaded one is deleted.  Raises ConnectionError if the file cannot be downloaded.
@@ -108,10 +95,7 @@ def _download(name: str, target: Path) -> None:
 
 
 class OfflineEnv(gymnasium.Wrapper):
-    """A gymnasium environment with the attributes and methods of d4rl's OfflineEnv.
-
-    d4rl's readers (`sequence_dataset`, `qlearning_dataset`) accept it.  reset and step are those of gymnasium.
-    """
+    """A gymnasium environment with the attributes and methods of d4rl's OfflineEnv, which d4rl's readers accept."""
 
     _max_episode_steps = tasks.MAX_STEPS
 
@@ -131,11 +115,7 @@ class OfflineEnv(gymnasium.Wrapper):
         return self.env.step(np.clip(action, self.action_space.low, self.action_space.high))
 
     def get_dataset(self, h5path: str | None = None) -> dict[str, np.ndarray]:
-        """Read all arrays of a file with d4rl's own code, metadata included.
-
-        h5path: the file; None is the official one (`fetch`).  d4rl raises AssertionError if a key is missing, or if a
-        shape is not that of the environment.
-        """
+        """Read all arrays of a file, or of the official one, metadata included, with d4rl's own code and checks."""
         return tasks.d4rl().offline_env.OfflineEnv.get_dataset(self, fetch(self.name) if h5path is None else h5path)
 
     def get_normalized_score(self, score: float) -> float:
@@ -144,10 +124,6 @@ class OfflineEnv(gymnasium.Wrapper):
 
 
 def make(name: str, physics: str = "d4rl") -> OfflineEnv:
-    """Return the environment of an official dataset; `make(name).get_dataset()` reads its file.
-
-    physics: as in `tasks.make`; "d4rl" is the physics that the file was recorded with.  Raises ValueError for an
-    unknown name.
-    """
+    """Return the environment of an official dataset.  Raises ValueError for an unknown name."""
     published(name)
     return OfflineEnv(tasks.make(name.split("-")[0], physics=physics), name)

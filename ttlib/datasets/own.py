@@ -38,10 +38,10 @@ def collect(
 
 
 def clumsy(state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return a torque that swings a pendulum up, but does not hold it there.
+    """Return a torque (1,) in [-2, 2] that swings a pendulum (cos, sin, angular velocity) up, but does not hold it.
 
-    state: (cos, sin, angular velocity).  -> torque (1,) float32 in [-2, 2].  Half of the torques are random.  The
-    others push along the motion while the energy is below that of standing upright, and against it while it is above.
+    Half of the torques are random.  The others push along the motion while the energy is below that of standing
+    upright, and against it while it is above.
     """
     cos, _, velocity = state
     missing_energy = 15.0 - (velocity**2 / 2 + 15.0 * cos)  # per moment of inertia; standing upright has 15
@@ -62,9 +62,8 @@ def swing_up(steps: int, seed: int) -> dict[str, np.ndarray]:
 def from_minari(dataset) -> dict[str, np.ndarray]:
     """Convert a Minari dataset, given as such or by its name, to D4RL's flat arrays.
 
-    Minari's episode of T steps has T + 1 observations.  The last one has no action, and is left out.  Timeouts are
-    Minari's truncations; an episode that ends without a flag is marked as timed out.  Raises ImportError if a name is
-    given and the package minari is not installed, and ValueError for observations or actions that are not arrays.
+    The last observation of an episode has no action, and is left out.  Raises ImportError if minari is needed but
+    missing, and ValueError for observations or actions that are not arrays.
     """
     if isinstance(dataset, str):
         try:

@@ -17,23 +17,15 @@ WORTH_PROCESSES = 20_000  # for fewer steps, starting processes takes longer tha
 
 @dataclass(frozen=True)
 class Recipe:
-    """The policies that make a regenerated dataset, and how their episodes begin and end.
+    """The policies that make a regenerated dataset, an equal part each, and how their episodes begin and end."""
 
-    snapshots: the number of training steps of each policy (0: uniform actions).  Each makes an equal part of the steps.
-    episode_steps: the time limit.  fixed_start: all episodes begin in the same state, and differ by the noise of the
-    policy only.
-    """
-
-    snapshots: tuple[int, ...]
-    episode_steps: int = tasks.MAX_STEPS
-    fixed_start: bool = False
+    snapshots: tuple[int, ...]  # the number of training steps of each policy; 0: uniform actions
+    episode_steps: int = tasks.MAX_STEPS  # the time limit
+    fixed_start: bool = False  # all episodes begin in one state, and differ by the noise of the policy only
 
 
 def _recipes(medium: int, expert: int) -> dict[str, Recipe]:
-    """Return a recipe for each quality of D4RL's files, given the snapshots that are medium and expert.
-
-    The tables in data/policies compare the return of each snapshot with that of D4RL's policies.
-    """
+    """Return a recipe for each quality of D4RL's files, given the snapshots that are medium and expert."""
     return {
         "random": Recipe((0,)),
         "medium-replay": Recipe(tuple(range(20_000, medium + 1, 20_000))),
@@ -81,16 +73,9 @@ def _roll_out(task: str, snapshot: int, steps: int, seeds: list[int], chosen: Re
 
     The simulator's state keeps its float64; all other numbers are float32.
     """
-    env = tasks.make(task, physics, max_episode_steps=chosen.episode_steps)
-    policy = policies.policy(task, snapshot)
-    arrays = own.collect(
-        env,
-        lambda state, rng: policy(state[None], rng)[0].astype(np.float32),
-        steps,
-        seeds,
-        reset_seed=0 if chosen.fixed_start else None,
-        infos=_simulator_state,
-    )
+    env, policy = tasks.make(task, physics, max_episode_steps=chosen.episode_steps), policies.policy(task, snapshot)
+    act = lambda state, rng: policy(state[None], rng)[0].astype(np.float32)  # noqa: E731
+    arrays = own.collect(env, act, steps, seeds, 0 if chosen.fixed_start else None, _simulator_state)
     env.close()
     return {k: v.astype(np.float32) if v.dtype == np.float64 and "infos" not in k else v for k, v in arrays.items()}
 
@@ -111,11 +96,8 @@ def _jobs(task: str, quality: str, steps: int, seed: int, physics: str) -> list[
 def regenerate(path: Path, task: str, quality: str, steps: int, seed: int, physics: str = "modern") -> None:
     """Roll out the behaviour policies of a dataset, in parallel over the cores, into an HDF5 file.
 
-    The file has D4RL's keys, and infos/qpos and infos/qvel.
-
-    Each snapshot makes an equal part of the `steps`.  If there are fewer than four snapshots, the part of each is
-    divided again, into four parts or more in all.  The parts do not depend on the number of cores.  On one machine,
-    the same arguments therefore give the same bytes.
+    The file has D4RL's keys, and infos/qpos and infos/qvel.  It is made in four parts or more, an equal number for each
+    snapshot, whatever the number of cores: on one machine, the same arguments give the same bytes.
     """
     jobs = _jobs(task, quality, steps, seed, physics)
     if steps < WORTH_PROCESSES:

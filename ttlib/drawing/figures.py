@@ -1,7 +1,4 @@
-"""The style of all figures, and drawings of bodies and of the four rooms.
-
-Drawing needs matplotlib alone, and no graphics hardware.  A function imports it when it is called.
-"""
+"""The style of all figures, and drawings of bodies and of the four rooms, which need matplotlib alone."""
 
 import numpy as np
 
@@ -12,39 +9,23 @@ COLOURS = {"transformer": "#0072B2", "other": "#D55E00", "third": "#009E73", "fo
 
 
 def style() -> None:
-    """Set the look of all figures of a page.  Call it once, at the top of the page.
-
-    A figure is 7 inches wide unless it says otherwise, and its text has 9 points.  Axes have no line at the top and at
-    the right, legends have no frame, and lines take the colours of COLOURS in their order.
-    """
+    """Set the look of all figures of a page: 7 inches wide, text of 9 points.  Call it once, at the top of the page."""
     import seaborn
 
     sizes = ("font.size", "axes.labelsize", "axes.titlesize", "xtick.labelsize", "ytick.labelsize")
     sizes += ("legend.fontsize", "legend.title_fontsize", "figure.titlesize", "figure.labelsize")
-    seaborn.set_theme(
-        context="paper",
-        style="ticks",
-        palette=list(COLOURS.values()),
-        font="DejaVu Sans",  # matplotlib brings this font, so figures look the same on every machine
-        color_codes=False,
-        rc=dict.fromkeys(sizes, 9)
-        | {
-            "figure.figsize": (7, 3),
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "legend.frameon": False,
-            # seaborn changes these two.  White edges would cut into bars and bands.
-            "patch.force_edgecolor": False,
-            "image.cmap": "viridis",
-        },
-    )
+    rc = dict.fromkeys(sizes, 9) | {"figure.figsize": (7, 3), "legend.frameon": False}
+    rc |= {"axes.spines.top": False, "axes.spines.right": False}
+    # seaborn changes these two.  White edges would cut into bars and bands.
+    rc |= {"patch.force_edgecolor": False, "image.cmap": "viridis"}
+    font = "DejaVu Sans"  # matplotlib brings this font, so figures look the same on every machine
+    seaborn.set_theme("paper", "ticks", list(COLOURS.values()), font, color_codes=False, rc=rc)
 
 
 def project(points: np.ndarray, azimuth: float = 15, elevation: float = 12) -> tuple[np.ndarray, np.ndarray]:
-    """Project points (..., 3) in metres onto the picture, without perspective.
+    """Project points (..., 3) onto the picture of a viewer at angles in degrees, without perspective.
 
-    azimuth and elevation are the viewer's, in degrees.  Returns positions in the picture (..., 2), x to the right and
-    z up, and depths (...), which grow away from the viewer.  All are in metres.
+    Returns positions in the picture (..., 2), x to the right and z up, and depths (...), all in metres.
     """
     az, el = np.radians([azimuth, elevation])
     right = np.array([np.cos(az), np.sin(az), 0])
@@ -63,24 +44,13 @@ def capsule_outline(a: np.ndarray, b: np.ndarray, radius: float, points: int = 1
 
 
 def body(
-    axes,
-    ends: np.ndarray,
-    radii: np.ndarray,
-    colour: str,
-    azimuth: float = 15,
-    elevation: float = 12,
-    alpha: float = 1.0,
-    shift: tuple[float, float] = (0.0, 0.0),
+    axes, ends: np.ndarray, radii: np.ndarray, colour: str, azimuth: float = 15, shift: tuple[float, float] = (0.0, 0.0)
 ) -> None:
-    """Draw one body made of capsules.
-
-    ends (capsules, 2, 3) and radii (capsules,) are in metres, azimuth and elevation in degrees.  `shift` moves the
-    body in the picture, in metres.
-    """
+    """Draw one body made of capsules (capsules, 2, 3), moved in the picture by `shift`, all in metres."""
     from matplotlib.collections import PolyCollection
     from matplotlib.colors import to_rgb
 
-    flat, depth = project(ends, azimuth, elevation)
+    flat, depth = project(ends, azimuth)
     flat, order = flat + shift, np.argsort(-depth.mean(-1))  # far capsules first, so that near ones cover them
     outlines, colours = [], []
     for i in order:
@@ -88,16 +58,12 @@ def body(
         for k, (shrink, light) in enumerate(((1.0, 0.0), (0.72, 0.22), (0.42, 0.45))):
             a, b = flat[i] + np.array([-0.16, 0.2]) * radii[i] * k
             outlines.append(capsule_outline(a, b, radii[i] * shrink))
-            colours.append([*(c + (1 - c) * light for c in to_rgb(colour)), alpha])
+            colours.append([c + (1 - c) * light for c in to_rgb(colour)])
     axes.add_collection(PolyCollection(outlines, facecolors=colours, edgecolors="none"))
 
 
 def strip(axes, ends: np.ndarray, radii: np.ndarray, colour: str, spacing: float) -> np.ndarray:
-    """Draw poses of a body side by side, `spacing` metres apart, seen from the side.
-
-    ends (poses, capsules, 2, 3) and radii (capsules,) are in metres.  Returns where each pose is in the picture,
-    (poses,) metres to the right.
-    """
+    """Draw poses (poses, capsules, 2, 3) of a body side by side -> where each is, (poses,) metres to the right."""
     ends = ends.copy()
     ends[..., 0] += (np.arange(len(ends)) * spacing - ends[..., 0].mean((1, 2)))[:, None, None]
     flat, _ = project(ends, azimuth=0)  # with another azimuth, the row of poses would sink into the floor

@@ -20,8 +20,8 @@ from ttlib.tokenizer import Tokenizer
 def fill(file: str, name: str, data: dict) -> str:
     """Return the HTML of a file of this folder, with data for its script and a name for its element.
 
-    The name must differ from those of all other elements of a page.  The data are written as JSON, and no text in
-    them can end the script.  Raises ValueError if the name could not stand in HTML and in CSS as it is.
+    The name must differ from those of all other elements of a page.  Raises ValueError if it could not stand in HTML
+    and in CSS as it is.
     """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
         raise ValueError(f"element name {name!r}; expected a letter, followed by letters, digits, '-' or '_'")
@@ -33,9 +33,8 @@ def fill(file: str, name: str, data: dict) -> str:
 def body_player(bodies: dict[str, tuple[np.ndarray, str]], radii: np.ndarray, seconds: float, name: str) -> str:
     """Return the HTML of bodies that move side by side, with a button and a slider.  They do not move at first.
 
-    bodies maps a label to the ends of capsules, (T, capsules, 2, 3) in metres, and to a colour.  radii: (capsules,) in
-    metres.  seconds: the length of one time step.  name: see `fill`.  Positions are rounded to millimetres, and a body
-    with a position that is not finite is not drawn.
+    bodies maps a label to the ends of capsules, (T, capsules, 2, 3) in metres, and to a colour.  seconds: the length of
+    one time step.  name: see `fill`.  A body with a position that is not finite is not drawn.
     """
     frames = []
     for ends, _ in bodies.values():
@@ -63,10 +62,11 @@ def attention_viewer(
 
     maps: one for each layer, (heads, L, L), as the model gives them: row p holds the weights that predict token p + 1.
     ids: (L,) of the window.  meaning: (D,) texts that say what each dimension of a transition is, with its unit in
-    brackets.  name: see `fill`.  A weight is stored as its square root in one byte.
+    brackets.  name: see `fill`.
     """
     transition, L = tokenizer.transition, len(ids)
     read_before = torch.ones(L - 1, L).tril().bool()  # tokens 1, ..., L - 1 are predicted, from the tokens before each
+    # A weight is stored as its square root in one byte.
     roots = torch.stack([m[:, :-1][:, read_before] for m in maps]).sqrt().mul(255).round().to(torch.uint8)
     data = {
         "symbols": transition.names(),

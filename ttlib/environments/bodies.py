@@ -9,8 +9,7 @@ def pose(task: str, states: np.ndarray, root: tuple[float, float] = (0.0, 0.0)) 
     """Return the joint positions of a trajectory whose states do not contain the place of the robot.
 
     states (T, N) -> qpos (T, nq), in metres and radians.  A state is qpos without the root's x (and y, for the
-    humanoid), followed by qvel.  The path of the root is the integral of its velocity by the trapezoid rule, and it
-    begins at `root` (metres).  The humanoid's quaternion is normalised.
+    humanoid), followed by qvel.  The path of the root, from `root` on, is the integral of its velocity.
     """
     env = tasks.make(task)
     nq, dt, unobserved = env.unwrapped.model.nq, env.unwrapped.dt, 2 if task == "humanoid" else 1
@@ -25,11 +24,7 @@ def pose(task: str, states: np.ndarray, root: tuple[float, float] = (0.0, 0.0)) 
 
 
 def capsules(task: str, qpos: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Return the capsules that a robot is made of, at each of its joint positions.
-
-    qpos (T, nq) -> the two end points of each capsule, (T, capsules, 2, 3) in metres; the radii, (capsules,) in metres;
-    and the names of the capsules.
-    """
+    """Return the capsules of a robot at its joint positions (T, nq): ends (T, capsules, 2, 3), radii, and names."""
     import mujoco
 
     env = tasks.make(task)

@@ -2,19 +2,17 @@
 
 The map follows Sutton, Precup and Singh (1999), Figure 2: the walls do not line up, and the doors are not in the middle
 of the walls.  x points to the right, y points up, and lengths are in units of the map.  The rooms are 0 (lower left),
-1 (lower right), 2 (upper left) and 3 (upper right).  Each door joins two rooms.  The shortest path between opposite
-corners (0 and 3, or 1 and 2) therefore leads through two doors.
+1 (lower right), 2 (upper left) and 3 (upper right).
 
 Positions are float32, and every face of a wall lies at a multiple of 1/8, which float32 represents exactly.  A position
 that is rounded to float32 therefore never crosses a face, and an observation is exactly the state.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import gymnasium
 import numpy as np
+from scipy.sparse.csgraph import floyd_warshall
 
 SIDE = 10.0  # length of a side of the square
 THICKNESS = 0.5  # thickness of the inner walls
@@ -30,55 +28,40 @@ LOWER, UPPER, LEFT, RIGHT = 1.0, 8.75, 1.0, 9.0  # centres of the doors along th
 DOORS = np.array([(MIDDLE_X, LOWER), (MIDDLE_X, UPPER), (LEFT, LEFT_Y), (RIGHT, RIGHT_Y)])
 
 
-def _vertical_wall(low, high):
-    return (MIDDLE_X - THICKNESS / 2, low), (MIDDLE_X + THICKNESS / 2, high)
-
-
-def _horizontal_wall(low, high, y):
-    return (low, y - THICKNESS / 2), (high, y + THICKNESS / 2)
-
-
-# The lower left and the upper right corner of each wall, (7, 2, 2).  Walls are open sets: a point on a face is free.
-# Walls must therefore overlap each other and the outside, since an agent could slide along a face that two walls share.
-WALLS = np.array(
+# The two ends of the centre line of each inner wall, (7, 2, 2).
+_LINES = np.array(
     [
-        _vertical_wall(-1, LOWER - DOOR / 2),
-        _vertical_wall(LOWER + DOOR / 2, UPPER - DOOR / 2),
-        _vertical_wall(UPPER + DOOR / 2, SIDE + 1),
-        _horizontal_wall(-1, LEFT - DOOR / 2, LEFT_Y),
-        _horizontal_wall(LEFT + DOOR / 2, MIDDLE_X, LEFT_Y),
-        _horizontal_wall(MIDDLE_X, RIGHT - DOOR / 2, RIGHT_Y),
-        _horizontal_wall(RIGHT + DOOR / 2, SIDE + 1, RIGHT_Y),
+        [(MIDDLE_X, -1), (MIDDLE_X, LOWER - DOOR / 2)],
+        [(MIDDLE_X, LOWER + DOOR / 2), (MIDDLE_X, UPPER - DOOR / 2)],
+        [(MIDDLE_X, UPPER + DOOR / 2), (MIDDLE_X, SIDE + 1)],
+        [(-1, LEFT_Y), (LEFT - DOOR / 2, LEFT_Y)],
+        [(LEFT + DOOR / 2, LEFT_Y), (MIDDLE_X, LEFT_Y)],
+        [(MIDDLE_X, RIGHT_Y), (RIGHT - DOOR / 2, RIGHT_Y)],
+        [(RIGHT + DOOR / 2, RIGHT_Y), (SIDE + 1, RIGHT_Y)],
     ]
 )
+_ACROSS = THICKNESS / 2 * (_LINES[:, 0] == _LINES[:, 1])
+# The lower left and the upper right corner of each wall, (7, 2, 2).  Walls are open sets: a point on a face is free.
+# Walls must therefore overlap each other and the outside, since an agent could slide along a face that two walls share.
+WALLS = np.stack([_LINES[:, 0] - _ACROSS, _LINES[:, 1] + _ACROSS], 1)
 
 
 def free(position: np.ndarray) -> np.ndarray:
-    """Return whether positions are inside the square and in no wall.  (..., 2) -> (...) bool.
-
-    Points on the face of a wall are free, and NaN is not.
-    """
+    """Return whether positions are inside the square and in no wall; NaN is not.  (..., 2) -> (...) bool."""
     position = np.asarray(position)[..., None, :]
     in_wall = ((WALLS[:, 0] < position) & (position < WALLS[:, 1])).all(-1).any(-1)
     return ((position >= 0) & (position <= SIDE)).all((-1, -2)) & ~in_wall
 
 
 def room(position: np.ndarray) -> np.ndarray:
-    """Return the room of each position.  (..., 2) -> (...) int from 0 to 3.
-
-    The two halves of a door, on both sides of the centre line of its wall, belong to different rooms.
-    """
+    """Return the room of each position, 0 to 3; the halves of a door have different rooms.  (..., 2) -> (...) int"""
     x, y = np.moveaxis(np.asarray(position), -1, 0)
     right = x > MIDDLE_X
     return right + 2 * (y > np.where(right, RIGHT_Y, LEFT_Y))
 
 
 def rooms_crossed(start: np.ndarray, goal: np.ndarray) -> np.ndarray:
-    """Return how many rooms the shortest path enters.  (..., 2), (..., 2) -> (...) int 0, 1 or 2.
-
-    This is the number of bits in which the two values of `room` differ.  The path through the other rooms is shorter
-    only for some pairs of points inside doorways.
-    """
+    """Return how many rooms the shortest path enters.  (..., 2), (..., 2) -> (...) int 0, 1 or 2."""
     return np.bitwise_count(room(start) ^ room(goal)).astype(int)
 
 
@@ -90,11 +73,9 @@ def reached(position: np.ndarray, goal: np.ndarray) -> np.ndarray:
 def _first_hit(position, displacement):
     """Find when, and along which axis, position + time * displacement first enters a wall (slab method).
 
-    position, displacement: (..., 2), broadcast.  Returns time (...), which is inf if no wall is entered before time 1,
-    and axis (...) int.  The time is at least 0 if the position is free.
-
-    Where the displacement along an axis is 0, the division gives -inf and inf between the two faces, the same infinity
-    twice beside them, and NaN on a face.  The comparisons below give the right answer in all three cases.
+    (..., 2) both -> time (...), which is inf if no wall is entered before time 1, and axis (...) int.  Where the
+    displacement along an axis is 0, the division gives -inf and inf between the two faces, the same infinity twice
+    beside them, and NaN on a face.  The comparisons below give the right answer in all three cases.
     """
     with np.errstate(all="ignore"):
         times = (WALLS - position[..., None, None, :]) / displacement[..., None, None, :]
@@ -133,27 +114,20 @@ def sample_free(n: int, rng: np.random.Generator) -> np.ndarray:
     return position
 
 
-def _pair_codes(pairs):
-    """Check ordered pairs of rooms.  Return the code 4 * start room + goal room of each pair, as a sorted list."""
-    pairs = list(pairs)
-    if not all(np.shape(pair) == (2,) and np.isin(pair, range(4)).all() for pair in pairs):
-        raise ValueError(f"excluded_pairs={pairs}; expected pairs (start room, goal room), with rooms in 0..3")
-    if len(codes := {4 * start + goal for start, goal in pairs}) == 16:
-        raise ValueError("excluded_pairs holds all 16 pairs of rooms: leave at least one to sample from")
-    return sorted(codes)
-
-
 def sample_pairs(n: int, rng: np.random.Generator, excluded_pairs: Iterable[tuple[int, int]] = ()):
     """Draw n starts and n goals uniformly from the free space.  -> (n, 2) float32, (n, 2) float32
 
-    A pair is drawn again if its start is already at its goal, or if its rooms (start room, goal room) are one of the
-    ordered pairs in excluded_pairs.
-
-    Raises ValueError for n < 1, and for excluded pairs that are not two rooms in 0..3.
+    A pair is drawn again if its start is already at its goal, or if its rooms are one of the ordered excluded_pairs.
+    Raises ValueError for n < 1, and for excluded pairs that are not two rooms in 0..3, or that are all 16.
     """
     if n < 1:
         raise ValueError(f"n={n} pairs of start and goal; expected at least 1")
-    codes = _pair_codes(excluded_pairs)
+    pairs = list(excluded_pairs)
+    if not all(np.shape(pair) == (2,) and np.isin(pair, range(4)).all() for pair in pairs):
+        raise ValueError(f"excluded_pairs={pairs}; expected pairs (start room, goal room), with rooms in 0..3")
+    codes = list({4 * start + goal for start, goal in pairs})
+    if len(codes) == 16:
+        raise ValueError("excluded_pairs holds all 16 pairs of rooms: leave at least one to sample from")
     start, goal = sample_free(n, rng), sample_free(n, rng)
     while (again := reached(start, goal) | np.isin(4 * room(start) + room(goal), codes)).any():
         start[again], goal[again] = sample_free(again.sum(), rng), sample_free(again.sum(), rng)
@@ -175,16 +149,9 @@ def _door_nodes(margin):
     return (DOORS[:, None] + half[:, None] * signs).reshape(-1, 2)
 
 
-def _between(nodes):
-    """Return the lengths of shortest paths over the visibility graph (Floyd-Warshall).  (K, 2) -> (K, K)"""
-    length = _legs(nodes, nodes)
-    for k in range(len(nodes)):
-        length = np.minimum(length, length[:, k, None] + length[k])
-    return length
-
-
 CORNERS, WAYPOINTS = _door_nodes(0.0), _door_nodes(MARGIN)
-BETWEEN_CORNERS, BETWEEN_WAYPOINTS = _between(CORNERS), _between(WAYPOINTS)
+# The lengths of shortest paths over the visibility graph, (16, 16) each.
+BETWEEN_CORNERS, BETWEEN_WAYPOINTS = (floyd_warshall(_legs(nodes, nodes)) for nodes in (CORNERS, WAYPOINTS))
 
 
 def _check_free(position, name):
@@ -203,8 +170,7 @@ def _check_free(position, name):
 def shortest_path(start: np.ndarray, goal: np.ndarray) -> np.ndarray:
     """Return the length of the shortest path from each start to its goal.  (n, 2), (n, 2) -> (n,)
 
-    A shortest path among polygons turns only at their corners, so that the visibility graph is exact.
-    Raises ValueError for a point that is not free.
+    It turns only at corners, so that the visibility graph is exact.  Raises ValueError for a point that is not free.
     """
     start, goal = _check_free(start, "start"), _check_free(goal, "goal")
     time, _ = _first_hit(start, goal - start)
@@ -214,10 +180,7 @@ def shortest_path(start: np.ndarray, goal: np.ndarray) -> np.ndarray:
 
 
 def straight(position: np.ndarray, goal: np.ndarray) -> np.ndarray:
-    """Return actions that lead straight to the goal, even through walls, and not beyond it.
-
-    (n, 2), (n, 2) -> (n, 2), each of length at most 1.
-    """
+    """Return actions straight to the goal, even through walls, of length at most 1.  (n, 2), (n, 2) -> (n, 2)"""
     action = np.subtract(goal, position, dtype=float) / STEP
     return action / np.maximum(1, np.linalg.norm(action, axis=-1, keepdims=True))
 
@@ -238,10 +201,7 @@ def _next_waypoint(position, goal):
 
 
 def demonstrator(position: np.ndarray, goal: np.ndarray, rng: np.random.Generator, noise: float = NOISE):
-    """Return actions that follow a nearly shortest path, with Gaussian noise.
-
-    Positions (n, 2), goals (n, 2) -> actions (n, 2) float32 in [-1, 1].  noise: standard deviation of the noise.
-    """
+    """Return actions in [-1, 1] along a nearly shortest path, with Gaussian noise.  (n, 2), (n, 2) -> (n, 2) float32"""
     position, goal = np.asarray(position, float), np.asarray(goal, float)
     # Departs from the paper: demonstrations come from this script, not from a trained agent.
     action = straight(position, _next_waypoint(position, goal)) + noise * rng.standard_normal(position.shape)
@@ -249,12 +209,10 @@ def demonstrator(position: np.ndarray, goal: np.ndarray, rng: np.random.Generato
 
 
 def demonstrations(n: int, seed: int, excluded_pairs: Iterable[tuple[int, int]] = ()):
-    """Return n demonstrated episodes, one after the other, as a dict of arrays under D4RL's keys.
+    """Return n demonstrated episodes, one after the other, as a dict of arrays under D4RL's keys, and infos/goal.
 
-    observations, actions, infos/goal: (steps, 2) float32; rewards: (steps,) float32, all zeros; terminals and
-    timeouts: (steps,) bool.  The last row of an episode is its last state: within GOAL_RADIUS of infos/goal
-    (terminals), or after MAX_STEPS actions (timeouts).  The action of that row was not carried out.
-    Raises ValueError as `sample_pairs` does.
+    The last row of an episode is its last state: within GOAL_RADIUS of the goal (terminals), or after MAX_STEPS actions
+    (timeouts).  The action of that row was not carried out.  Raises ValueError as `sample_pairs` does.
     """
     rng = np.random.default_rng(seed)
     position, goal = sample_pairs(n, rng, excluded_pairs)
@@ -267,22 +225,15 @@ def demonstrations(n: int, seed: int, excluded_pairs: Iterable[tuple[int, int]] 
         episode, position, goal = episode[running], move(position[running], action[running]), goal[running]
     episode, position, action, goal, done, timeout = map(np.concatenate, zip(*rows))
     order = np.argsort(episode, kind="stable")
-    return {
-        "observations": position[order],
-        "actions": action[order],
-        "infos/goal": goal[order],
-        "rewards": np.zeros(len(order), np.float32),
-        "terminals": done[order],
-        "timeouts": timeout[order],
-    }
+    arrays = {"observations": position, "actions": action, "infos/goal": goal, "terminals": done, "timeouts": timeout}
+    arrays = {name: array[order] for name, array in arrays.items()}
+    return arrays | {"rewards": np.zeros(len(order), np.float32)}
 
 
 class FourRooms(gymnasium.Env):
     """An agent that walks to a goal in the four rooms.
 
-    An observation is the position, (2,) float32 in [0, SIDE], and an action is (2,) float32 in [-1, 1] (see `move`).
-    Within GOAL_RADIUS of the goal, the episode terminates with reward 1; every other reward is 0.
-    info holds "goal", (2,) float32, and "success", bool.
+    An observation is the position.  Within GOAL_RADIUS of the goal, the episode ends with reward 1; others are 0.
     """
 
     def __init__(self):
@@ -290,11 +241,7 @@ class FourRooms(gymnasium.Env):
         self.action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
-        """Begin an episode.  Return the first observation and info.
-
-        options may fix "start" and "goal", (2,) each.  `sample_pairs` draws those that are not fixed.
-        Raises ValueError for other options, and for points that are not free.
-        """
+        """Begin an episode; options may fix "start" and "goal", (2,) each.  Raises ValueError for other options."""
         super().reset(seed=seed)
         start, goal = sample_pairs(1, self.np_random)
         points = {"start": start[0], "goal": goal[0], **(options or {})}
@@ -308,10 +255,7 @@ class FourRooms(gymnasium.Env):
         return self.position.copy(), self._info()
 
     def step(self, action: np.ndarray):
-        """Take one action.  Return the observation, the reward, terminated, truncated (always False) and info.
-
-        Raises ValueError for an action that is not two finite numbers.
-        """
+        """Take one action, as gymnasium says.  Raises ValueError for an action that is not two finite numbers."""
         action = np.asarray(action, float)
         if action.shape != (2,) or not np.isfinite(action).all():
             raise ValueError(f"action {action}; expected two finite numbers (numbers beyond [-1, 1] are clipped)")

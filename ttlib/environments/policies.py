@@ -12,9 +12,8 @@ POLICIES = checkout.ROOT / "data" / "policies"
 def policy(task: str, step: int):
     """Return the stochastic behaviour policy of one snapshot: a function (states (B, N), rng) -> actions (B, M).
 
-    step: the number of training steps of the snapshot.  Snapshot 0 was not trained: its actions are uniform over the
-    action space.  The others have two hidden layers with ReLU, and an action is the tanh of a Gaussian (Haarnoja et
-    al. 2018), scaled to the action space.  Raises FileNotFoundError for a snapshot that does not exist.
+    Snapshot 0 was not trained: its actions are uniform over the action space.  The others have two hidden layers, and
+    an action is the tanh of a Gaussian, scaled to the action space.  Raises FileNotFoundError for an unknown snapshot.
     """
     low, high = action_limits(task)
     if step == 0:

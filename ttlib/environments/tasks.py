@@ -37,11 +37,7 @@ def check_known(name: str, names, what: str) -> None:
 
 
 def make(task: str, physics: str = "modern", **options):
-    """Return the gymnasium environment of a task, with its time limit.
-
-    physics: "modern" is MuJoCo as installed; "d4rl" is the physics of the official files (`old_physics`).
-    options: arguments of `gymnasium.make`.  Raises ValueError for an unknown task or physics.
-    """
+    """Return the environment of a task, with its time limit.  Raises ValueError for an unknown task or physics."""
     check_known(task, TASKS, "task")
     check_known(physics, PHYSICS, "physics")
     import gymnasium
@@ -97,10 +93,7 @@ def four_rooms():
 
 @lru_cache
 def d4rl():
-    """Import the package d4rl without its banners, and return it.
-
-    It has the names and addresses of the official files, their reference scores and their readers.
-    """
+    """Import the package d4rl without its banners, and return it."""
     os.environ.setdefault("D4RL_SUPPRESS_IMPORT_ERROR", "1")
     sys.modules.setdefault("mujoco_py", None)  # where mujoco_py is installed, its import may fail with an Exception
     import gym_notices.notices
@@ -111,20 +104,15 @@ def d4rl():
     return d4rl
 
 
-def reference_scores(task: str) -> tuple[float, float]:
-    """Return D4RL's mean returns of the random and of the expert policy of a task.
+def score(task: str, episode_return: float) -> float:
+    """Return the normalised score of a return, in percent: d4rl's random policy has 0, and its expert 100.
 
-    score = 100 (return - random) / (expert - random).  D4RL measured both with the physics of its time.  A score on
-    MuJoCo as installed is therefore only approximately comparable.  Raises ValueError for a task that D4RL lacks.
+    D4RL measured both with the physics of its time.  A score on MuJoCo as installed is therefore only approximately
+    comparable.  Raises ValueError for a task that D4RL lacks.
     """
     check_known(task, D4RL_TASKS, "task of D4RL")
     infos = d4rl().infos
-    return infos.REF_MIN_SCORE[f"{task}-medium-v2"], infos.REF_MAX_SCORE[f"{task}-medium-v2"]
-
-
-def score(task: str, episode_return: float) -> float:
-    """Return the normalised score of a return, in percent, with D4RL's reference scores."""
-    low, high = reference_scores(task)
+    low, high = infos.REF_MIN_SCORE[f"{task}-medium-v2"], infos.REF_MAX_SCORE[f"{task}-medium-v2"]
     return 100 * (episode_return - low) / (high - low)
 
 
@@ -145,12 +133,9 @@ def replay_error(
 ) -> np.ndarray:
     """Return how far the simulator departs from the recorded transitions of a file, under the given physics.
 
-    The simulator is put into the state of each of `count` random steps, and takes the recorded action.  Its next state
-    is compared with the recorded one: small errors say that the file was recorded with these physics.
-
-    arrays: D4RL's keys, with infos/qpos (n, nq) and infos/qvel (n, nv).  Steps that end an episode are left out, since
-    their next state is not in the file.  Returns the largest error of each step over the positions (m, rad) and
-    velocities (m/s, rad/s) of all joints, (count,).  Raises ValueError for arrays without qpos and qvel.
+    The simulator is put into the state of each of `count` random steps that end no episode, and takes the recorded
+    action.  Returns the largest error of each step over the positions (m, rad) and velocities (m/s, rad/s) of all
+    joints, (count,).  Raises ValueError for arrays without infos/qpos and infos/qvel.
     """
     if missing := [key for key in ("infos/qpos", "infos/qvel") if key not in arrays]:
         raise ValueError(f"keys {missing} are missing: only a file that holds the simulator's states can be replayed")

@@ -121,17 +121,14 @@ class EnsembleFit:
 
 @dataclass(frozen=True)
 class LongHorizon:
-    """How Figures 1 and 2 are made: from one start, `samples` trajectories of `steps` states of every model.
-
-    Full windows are cut to their last `kept` transitions.  There is a model for each training seed.
-    """
+    """How Figures 1 and 2 are made: from one start, `samples` trajectories of `steps` states of every model."""
 
     size: str
     panel: str
     steps: int
     samples: int
-    kept: int
-    seeds: tuple[int, ...]
+    kept: int  # full windows are cut to so many of their last transitions
+    seeds: tuple[int, ...]  # of training
     ensemble: EnsembleConfig
 
 
@@ -155,12 +152,11 @@ LAYERS = [
     ("*", "paper", "released", dict(T=10, n_head=4, d_model=128, dropout_where="everywhere"), "the authors' config"),
     ("*", "paper", "released", dict(windows=50_000_000, batch=256) | AUTHORS_ADAMW, "50 epochs of a million steps"),
     # Four rooms: no rewards, so likelihood alone is searched (Figure 5).
+    ("four-rooms*", "*", "*", dict(context=6, horizon=2, width=4), "ours"),
     ("four-rooms*", "smoke laptop", "*", dict(T=12), "a walk through a door and on"),
-    ("four-rooms*", "smoke", "*", dict(batch=16), "seconds"),
+    ("four-rooms*", "smoke", "*", dict(batch=16, width=2), "seconds"),
     ("four-rooms*", "laptop", "*", dict(updates=1000, batch=64), "reaches 98% of unseen pairs"),
     ("four-rooms*", "paper", "v1", dict(batch=256, epoch=150_000), "Appendix A: 256 in small environments"),
-    ("four-rooms*", "*", "*", dict(context=6, horizon=2, width=4), "ours"),
-    ("four-rooms*", "smoke", "*", dict(width=2), "seconds"),
     ("four-rooms four-rooms-held-out", "*", "*", dict(goal=True), "Section 4.2"),
     # Robots: planning for reward (Table 1), one setting for all of them below paper size.
     (ROBOTS, "*", "v1", dict(plan_horizon=2, beam_width=4, expansions=4, proposal="beam"), "Section 3.2; sizes ours"),
@@ -242,11 +238,7 @@ def dataset_of(name: str, size: str) -> DataConfig:
 
 
 def regenerated(task: str, quality: str, size: str) -> DataConfig:
-    """Return the config of a regenerated dataset.
-
-    The humanoid's references are trajectories of 101 states, and so are those of the simulator that predictions of
-    them are compared with.
-    """
+    """Return the config of a regenerated dataset; the humanoid's references are trajectories of 101 states."""
     trajectories = {"reference": {"smoke": 8, "laptop": 300, "paper": 1000},
                     "simulator": {"smoke": 8, "laptop": 1000, "paper": 1000}}  # fmt: skip
     steps = 101 * trajectories[quality][size] if quality in trajectories else STEPS[size]
@@ -331,17 +323,12 @@ def long_horizon(size: str, panel: str) -> LongHorizon:
     if size == "smoke":
         small = replace(ensemble, members=2, width=16, layers=2, updates=20)
         return LongHorizon(size, panel, steps=4, samples=3, kept=2, seeds=(0,), ensemble=small)
-    return {
-        "laptop": LongHorizon(size, panel, steps=100, samples=200, kept=2, seeds=(0,), ensemble=ensemble),
-        "paper": LongHorizon(size, panel, steps=100, samples=1000, kept=7, seeds=(0, 1, 2), ensemble=ensemble),
-    }[size]
+    samples, kept, seeds = {"laptop": (200, 2, (0,)), "paper": (1000, 7, (0, 1, 2))}[size]
+    return LongHorizon(size, panel, 100, samples, kept, seeds, ensemble)
 
 
 def models(exp: Experiment) -> list[Experiment]:
-    """Return the experiment with each model seed of its size and an equal part of its rollout seeds.
-
-    At paper size 15 rollouts are 5 models with 3 rollouts each.  Raises ValueError where the seeds do not divide.
-    """
+    """Return the experiment with each model seed and an equal part of its rollout seeds; ValueError if unequal."""
     seeds = MODEL_SEEDS[exp.size]
     if len(exp.seeds) % len(seeds):
         raise ValueError(f"{len(exp.seeds)} rollout seeds; expected a multiple of the {len(seeds)} models")

@@ -7,10 +7,7 @@ PACKED = "model.safetensors.z"
 
 
 def weights(folder: Path) -> bytes:
-    """Return the content of a folder's model.safetensors, packed or not.
-
-    Raises FileNotFoundError if it is missing, ValueError if it is damaged.
-    """
+    """Return a folder's model.safetensors, packed or not.  Raises FileNotFoundError, or ValueError if it is damaged."""
     if (plain := folder / "model.safetensors").exists():
         return plain.read_bytes()
     if (packed := folder / PACKED).exists():

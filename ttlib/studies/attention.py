@@ -14,20 +14,15 @@ from ttlib.pipeline import store
 from ttlib.pipeline.experiments import Experiment
 from ttlib.tokenizer import Transition
 
-# A head is Markovian if states give more than this fraction of their weight to the transition before.
-# The threshold is ours.
-MARKOV = 0.5
-# A head is striated if states give their own dimension, two or more transitions back, at least this many times the
-# weight that uniform attention gives it.  The threshold is ours.
-STRIATED = 3.0
+# The thresholds are ours.  A head is Markovian if states give more than this fraction of their weight to the transition
+# before, and striated if they give their own dimension, two or more transitions back, at least so many times the weight
+# that uniform attention gives it.
+MARKOV, STRIATED = 0.5, 3.0
 
 
 @torch.inference_mode()
 def attention_maps(model: GPT, ids: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Return the attention of each layer for ids (B, L).
-
-    For a layer, these are the weights (B, H, L, L), and the values and the outputs of its heads (B, H, L, d_head).
-    """
+    """Return weights (B, H, L, L), and values and outputs of heads (B, H, L, d_head), of each layer for ids (B, L)."""
     maps = []
 
     def attend(layer: int, qkv: Tensor) -> Tensor:
@@ -41,59 +36,50 @@ def attention_maps(model: GPT, ids: Tensor) -> list[tuple[Tensor, Tensor, Tensor
 
 
 def predicted(weights: Tensor) -> Tensor:
-    """Move each row of the maps to the token that it predicts: row p of (..., L, L) becomes row p + 1.
-
-    Row 0 of the result is zero, since nothing predicts the first token.
-    """
+    """Move each row of the maps (..., L, L) to the token that it predicts, the next one; row 0 becomes zero."""
     return F.pad(weights[..., :-1, :], (0, 0, 1, 0))
 
 
 def patterns(transition: Transition, T: int) -> dict[str, Tensor]:
     """Return the keys (columns) of each pattern, for each predicted token (row): (L, L) bool, L = T * D.
 
-    For a token of transition t, the patterns hold these keys.  Only `rewards` holds any r or R.
-
-    markov        those of transition t - 1
-    current       those of transition t before the token
-    same_before   the same dimension at t - 1
-    striated      the same dimension at t - 2 and earlier
-    past_actions, past_states   those of earlier transitions
-    rewards       r and R before the token
+    For a token of transition t, `markov` holds the keys of transition t - 1, `current` those of t before the token,
+    `same_before` the same dimension at t - 1, `striated` the same dimension before that, `past_actions` and
+    `past_states` those of earlier transitions, and `rewards`, which alone holds any r or R, those before the token.
     """
-    dim = torch.tensor([transition.dimension(i) for i in range(T * transition.D)])
-    step = torch.arange(T * transition.D) // transition.D
+    dim, step = _dimensions(transition, T * transition.D), torch.arange(T * transition.D) // transition.D
     lag, same = step[:, None] - step, dim[:, None] == dim
     is_state, is_action = dim < transition.state.stop, (dim >= transition.action.start) & (dim < transition.action.stop)
-    scored = is_state | is_action
+    scored, before = is_state | is_action, torch.ones_like(lag).tril(-1).bool()
     return {
         "markov": (lag == 1) & scored,
-        "current": (lag == 0) & scored & torch.ones_like(lag).tril(-1).bool(),
+        "current": (lag == 0) & scored & before,
         "same_before": (lag == 1) & same & scored,
         "striated": (lag >= 2) & same & scored,
         "past_actions": (lag >= 1) & is_action,
         "past_states": (lag >= 1) & is_state,
-        "rewards": ~scored & torch.ones_like(lag).tril(-1).bool(),
+        "rewards": ~scored & before,
     }
 
 
-def without_rewards(weights: Tensor, transition: Transition) -> Tensor:
-    """Set the weights (..., rows, L) on r and R to zero, and rescale each row to sum to one.
+def _dimensions(transition: Transition, L: int) -> Tensor:
+    """Return the dimension of each of L tokens, (L,)."""
+    return torch.tensor([transition.dimension(i) for i in range(L)])
 
-    A row with no other weight becomes NaN.
-    """
-    dim = torch.tensor([transition.dimension(i) for i in range(weights.shape[-1])], device=weights.device)
-    weights = weights * (dim < transition.action.stop)
+
+def without_rewards(weights: Tensor, transition: Transition) -> Tensor:
+    """Set the weights (..., rows, L) on r and R to zero, and rescale each row to sum to one (NaN if it cannot)."""
+    weights = weights * (_dimensions(transition, weights.shape[-1]) < transition.action.stop).to(weights.device)
     return weights / weights.sum(-1, keepdim=True)
 
 
 def scores(weights: Tensor, transition: Transition) -> pd.DataFrame:
     """Score each head of one layer's maps (B, H, L, L) of full windows.
 
-    Returns a table with the columns rows, score, head (from 1) and value.  A value is the weight on the keys of a
-    pattern.  It is the mean over windows and over the predicted tokens of the last transition: its states or its
-    actions, as `rows` says.  Weights on r and R are left out and the others rescaled, but the score `rewards` is the
-    weight on r and R before that.  The scores `past_action_key` and `past_state_key` are the mean weight on one past
-    action or state dimension.
+    Returns a table with the columns rows, score, head (from 1) and value: the mean weight on the keys of a pattern over
+    windows and over the states or the actions (`rows`) of the last transition.  Weights on r and R are left out and the
+    others rescaled, except for the score `rewards`.  `past_action_key` and `past_state_key` are the mean weights on one
+    past action or state dimension.
     """
     L = weights.shape[-1]
     T, last = L // transition.D, L - transition.D
@@ -125,10 +111,7 @@ def full_windows(loaded: Checkpoint) -> Tensor:
 
 
 def score_table(exp: Experiment, loaded: Checkpoint) -> pd.DataFrame:
-    """Return the rows of `attention_scores.csv` for one model.  Layers and heads count from 1, as in the paper.
-
-    Raises ValueError if no held-out window is full.
-    """
+    """Return the rows of `attention_scores.csv` for one model.  Raises ValueError if no held-out window is full."""
     transition, ids = exp.model.transition, full_windows(loaded).to(next(loaded.model.parameters()).device)
     if not len(ids):
         raise ValueError(
@@ -150,11 +133,8 @@ def score_table(exp: Experiment, loaded: Checkpoint) -> pd.DataFrame:
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Return one row for each profile with the numbers behind Figure 3's three claims, from `attention_scores.csv`.
 
-    heads                       the number of heads
-    markov, striated            how many heads are Markovian, and how many are striated
-    sum, key                    how many heads look more at past actions than at past states when they predict actions,
-                                by the whole weight (sum) and by the mean weight on one key (key)
-    past_actions, past_states   the mean weight of all heads on past actions and on past states
+    `markov` and `striated` count such heads.  `sum` and `key` count heads that look more at past actions than at past
+    states when they predict actions, by the whole weight and by the mean weight on one key.
     """
     wide = table.pivot(index=["profile", "layer", "head", "seed"], columns=["rows", "score"], values="value")
     even = table.groupby(["rows", "score"]).uniform_value.first()
@@ -173,8 +153,7 @@ def figure_rows(exp: Experiment, loaded: Checkpoint, layers: Sequence[int], last
     """Return the rows of `fig3_attention.csv`: the maps of the first full window, cut to its `last` transitions.
 
     Layers count from 1.  A query is the token that is predicted.  Queries and keys are named by dimension and step,
-    such as "s3@9".  Weights on r and R are left out, and each row of the whole map is rescaled to sum to one.  Weights
-    below 0.002 have no row in the table.
+    such as "s3@9".  Weights on r and R are left out as in `without_rewards`, and so are weights below 0.002.
     """
     transition, T = exp.model.transition, exp.model.T
     names = [f"{name}@{t}" for t in range(T) for name in transition.names()]
@@ -198,8 +177,8 @@ def figure_rows(exp: Experiment, loaded: Checkpoint, layers: Sequence[int], last
 def masking(model: GPT, layer: int, head: int, hidden: Tensor) -> Attend:
     """Return the model's attention with some keys hidden from one head of one layer, both counted from 1.
 
-    hidden: (L, L) bool, true for the keys (columns) that do not help to predict a token (row).  The other weights of
-    that row are rescaled to sum to one.  If no key remains, the head returns zero.
+    hidden: (L, L) bool, true for keys (columns) that do not help to predict a token (row).  The other weights of a row
+    are rescaled to sum to one; if no key remains, the head returns zero.
     """
     hidden = F.pad(hidden[1:], (0, 0, 0, 1))  # the row of a token becomes that of the position that predicts it
 

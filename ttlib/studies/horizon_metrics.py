@@ -25,18 +25,14 @@ EVERY_SEED = -1  # the value of the column `seed` in rows that pool all training
 
 @dataclass(frozen=True)
 class Grid:
-    """The uniform bins of the N state dimensions in raw units.
+    """The uniform bins of the N state dimensions in raw units."""
 
-    edges    (N, V + 1)
-    varies   (N,) bool: which dimensions vary.  A constant has no density, so every score leaves it out.
-    """
-
-    edges: np.ndarray
-    varies: np.ndarray
+    edges: np.ndarray  # (N, V + 1)
+    varies: np.ndarray  # (N,) bool; a constant has no density, so every score leaves it out
 
     @property
     def width(self) -> np.ndarray:
-        """Return the widths of the bins, (N, V)."""
+        """The widths of the bins, (N, V)."""
         return np.diff(self.edges, axis=1)
 
     def bins(self, x: np.ndarray) -> np.ndarray:
@@ -51,10 +47,7 @@ class Grid:
 
 
 def grid(tokenizer: Tokenizer, states: np.ndarray) -> Grid:
-    """Return the bins of a tokenizer.  states (n, N), those that it was fitted to, tell which dimensions vary.
-
-    Raises ValueError if the bins are not uniform, or if no dimension varies.
-    """
+    """Return a tokenizer's bins.  Raises ValueError if they are not uniform, or if no dimension of states varies."""
     if tokenizer.kind != "uniform":
         raise ValueError(
             f"bins of kind {tokenizer.kind!r}; expected 'uniform', on which all models are compared: "
@@ -89,19 +82,13 @@ def alive(x: np.ndarray) -> np.ndarray:
 def histogram(grid: Grid, samples: np.ndarray, n: int | np.ndarray) -> np.ndarray:
     """Return the masses (steps, N, V) of sampled trajectories: the number of samples in each bin, divided by n.
 
-    n is a number or (steps,).  A state with a value that is not finite is in no bin.  For a model, n = len(samples):
-    samples that diverge then lower its masses.  For true rollouts, n = alive(samples), because references too are
-    scored only until they end.
+    A state with a value that is not finite is in no bin.  For a model, n = len(samples): samples that diverge lower its
+    masses.  For true rollouts, n = alive(samples), (steps,): references too are scored only until they end.
     """
     (_, steps, N), V, living = samples.shape, grid.width.shape[1], _alive(samples)
     cells = grid.bins(samples) + V * np.arange(N) + N * V * np.arange(steps)[:, None]
     counts = np.bincount(cells[living].ravel(), minlength=steps * N * V).reshape(steps, N, V)
-    return counts / np.maximum(_per_step(n), 1)
-
-
-def _per_step(n: int | np.ndarray) -> np.ndarray:
-    """Return n, a number or (steps,), in a shape that broadcasts with masses (steps, N, V)."""
-    return np.asarray(n).reshape(-1, 1, 1)
+    return counts / np.maximum(np.reshape(n, (-1, 1, 1)), 1)
 
 
 def log_likelihood(grid: Grid, mass: np.ndarray, n: int | np.ndarray, references: np.ndarray) -> np.ndarray:
@@ -110,17 +97,14 @@ def log_likelihood(grid: Grid, mass: np.ndarray, n: int | np.ndarray, references
     mass (steps, N, V) comes from n samples, as in `histogram`.  One more sample is spread evenly over all V bins, so
     that no bin is empty: p = (n * mass + 1/V) / (n + 1), divided by the width of the bin.
     """
-    (steps, N, V), n = mass.shape, _per_step(n)
+    (steps, N, V), n = mass.shape, np.reshape(n, (-1, 1, 1))
     density = np.log((n * mass + 1 / V) / (n + 1)) - np.log(grid.width)
     log_p = density[np.arange(steps)[:, None], np.arange(N), grid.bins(references)]
     return np.where(_alive(references), log_p[..., grid.varies].sum(2), np.nan)
 
 
 def oracle(grid: Grid) -> float:
-    """Return the score of all mass in the right bin (Appendix B), which no binned score exceeds.
-
-    It is sum_i log(V / (high_i - low_i)).
-    """
+    """Return the score of all mass in the right bin (Appendix B): sum_i log(V / (high_i - low_i))."""
     return float(-np.log(grid.width[grid.varies].mean(1)).sum())
 
 
@@ -130,11 +114,10 @@ def uniform(grid: Grid) -> float:
 
 
 def bin_mass(edges: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """Integrate a mixture of Gaussians over bins, one dimension at a time.
+    """Integrate a mixture of Gaussians over bins with edges (N, V + 1), one dimension at a time -> (N, V).
 
-    edges: (N, V + 1); the first and the last bin reach to infinity.  mean, std: (..., N), those of the mixture's
-    equally likely components.  A component that is not finite has no mass.  Returns (N, V), whose rows sum to the
-    fraction of components that are finite.
+    mean, std: (..., N), those of the mixture's equally likely components, of which those that are not finite have no
+    mass.
     """
     mass = np.empty((len(edges), edges.shape[1] - 1))
     for i, edge in enumerate(edges):
@@ -150,10 +133,7 @@ def bin_mass(edges: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray
 
 
 def marginal_log_density(x: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """Return the log-density of a mixture of Gaussians at x (n, N), in nats: (n, N), one dimension at a time.
-
-    mean, std: (..., N), as in `bin_mass`.
-    """
+    """Return the log-density of a mixture of Gaussians, as in `bin_mass`, of each dimension of x (n, N): (n, N)."""
     density = np.empty(x.shape)
     for i in range(x.shape[1]):
         m, s = _finite(mean[..., i], std[..., i])
@@ -171,10 +151,8 @@ def _finite(mean: np.ndarray, std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class GaussianMarginals:
     """The ensemble's mixture of Gaussians at each step, scored while `ensemble.sample` visits it.
 
-    references    trajectories (k, steps, N)
     mass          (steps, N, V), for `log_likelihood`
-    log_density   (k, steps), NaN after their end: log p of the references under the mixture without bins.  The oracle
-                  is no bound for it.
+    log_density   (k, steps), NaN after their end: log p of the references (k, steps, N) under the mixture without bins
     """
 
     def __init__(self, grid: Grid, references: np.ndarray):
@@ -199,11 +177,7 @@ def _mean(values: np.ndarray) -> np.ndarray:
 
 
 def interval(values: np.ndarray, level: float = 0.95, samples: int = 2000, seed: int = 0) -> np.ndarray:
-    """Return a percentile bootstrap interval of the mean over training seeds and references.
-
-    values: (seeds, k, steps), NaN after a reference's end.  Training seeds and whole trajectories are resampled.
-    Returns the low and the high end, (2, steps).
-    """
+    """Return a bootstrap interval (2, steps) of the mean of (seeds, k, steps), of which seeds and k are resampled."""
     rng, (seeds, k, steps) = np.random.default_rng(seed), values.shape
     means = np.empty((samples, steps))
     for mean in means:
@@ -217,7 +191,6 @@ def rows(values: Mapping[int, np.ndarray], grid: Grid, references: np.ndarray, *
     """Return the rows of `fig2_error_compounding.csv`: a mean and its 95% interval for each step t = 1, 2, ...
 
     values maps each training seed to scores (k, steps).  If there are several seeds, further rows pool all of them.
-    columns: panel, model and scoring.
     """
     scores = {seed: one[None] for seed, one in values.items()}
     if len(values) > 1:
@@ -238,8 +211,7 @@ def leads(ours: np.ndarray, theirs: np.ndarray, **columns) -> list[dict]:
     """Return the rows of `fig2_leads.csv`: how far the scores `ours` are above `theirs`, as a mean and a 95% interval.
 
     Both are (seeds, k, steps) and score the same k references.  There is a row for each step, one for the second half
-    of the steps and one for all steps, each from step `first` to step `last`.  The interval is that of the difference,
-    so a reference that is hard for both models does not widen it.  columns: panel, model and other.
+    of the steps and one for all steps, each from step `first` to step `last`.  The interval is that of the difference.
     """
     gap = ours - theirs
     steps = gap.shape[2]
@@ -254,10 +226,7 @@ def leads(ours: np.ndarray, theirs: np.ndarray, **columns) -> list[dict]:
 
 
 def bounds(grid: Grid, references: np.ndarray, **columns) -> list[dict]:
-    """Return the rows of the models `oracle` and `uniform`, whose scores are the same at every step.
-
-    columns: panel and scoring.
-    """
+    """Return the rows of the models `oracle` and `uniform`, whose scores are the same at every step."""
     table = []
     for model, score in {"oracle": oracle(grid), "uniform": uniform(grid)}.items():
         values = {0: np.where(_alive(references), score, np.nan)}
@@ -266,15 +235,9 @@ def bounds(grid: Grid, references: np.ndarray, **columns) -> list[dict]:
 
 
 def horizons(table: pd.DataFrame, losses: tuple[float, ...] = (10, 50, 100)) -> pd.DataFrame:
-    """Return the first step t at which each model is `lost` nats below the simulator, from the rows of Figure 2.
-
-    There is a row for each model and each of `losses`.  t is NaN if the model never falls that far.
-    """
+    """Return the first t at which each model of Figure 2's rows is `lost` nats below the simulator, NaN for never."""
     simulator = table[table.model == "simulator"].set_index(["panel", "t"]).log_likelihood
-    steps = []
-    for keys, curve in table[table.model != "simulator"].groupby(["panel", "model", "scoring", "seed"]):
-        gap = simulator.loc[keys[0]].loc[curve.t].to_numpy() - curve.log_likelihood.to_numpy()
-        for lost in losses:
-            t = curve.t[gap >= lost].min()
-            steps.append(dict(zip(("panel", "model", "scoring", "seed"), keys, strict=True)) | {"lost": lost, "t": t})
-    return pd.DataFrame(steps)
+    curves = table[table.model != "simulator"].join(simulator.rename("true"), on=["panel", "t"])
+    by = [curves[name] for name in ("panel", "model", "scoring", "seed")]
+    first = {lost: curves.t.where(curves.true - curves.log_likelihood >= lost).groupby(by).min() for lost in losses}
+    return pd.DataFrame(first).rename_axis(columns="lost").stack(future_stack=True).rename("t").reset_index()

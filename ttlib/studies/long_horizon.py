@@ -25,7 +25,7 @@ MODELS = (*TRANSFORMERS, *ENSEMBLES, "simulator")
 
 
 def transformer(protocol: LongHorizon, model: str, seed: int) -> Experiment:
-    """Return the experiment behind `transformer` or `markov` of a panel."""
+    """Return the experiment behind the model `transformer` or `markov` of a panel."""
     name = "humanoid" + "-masked" * (protocol.panel == "masked") + "-markov" * (model == "markov")
     exp = experiments.get(name, protocol.size)
     return replace(exp, train=replace(exp.train, seed=seed))
@@ -64,18 +64,13 @@ def policy():
 
 @functools.lru_cache(maxsize=8)
 def sampled(protocol: LongHorizon, model: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Return sampled trajectories (S, steps + 1, N), marginal masses (steps, N, V) and the references' log-density.
-
-    Log-densities (k, steps) are those of an ensemble; None for a Transformer.
-    """
+    """Return trajectories (S, steps + 1, N), marginals (steps, N, V), and an ensemble's log-densities (k, steps)."""
     held, start = references(protocol.size, protocol.steps)
     starts = np.repeat(start[None].astype(np.float64), protocol.samples, axis=0)
     if model in ENSEMBLES:
         made, _ = store.load_or_fit(ensemble_fit(protocol, seed))
         marginals, rng = horizon_metrics.GaussianMarginals(grid(observed(protocol)), held), np.random.default_rng(seed)
-        states, _ = ensemble.sample(
-            made, policy(), starts, protocol.steps, ENSEMBLES[model], rng, visit=marginals.visit
-        )
+        states, _ = ensemble.sample(made, policy(), starts, protocol.steps, ENSEMBLES[model], rng, marginals.visit)
         return states, marginals.mass, marginals.log_density
     exp = transformer(protocol, model, seed)
     loaded = store.load_or_train(exp)
@@ -88,34 +83,33 @@ def sampled(protocol: LongHorizon, model: str, seed: int) -> tuple[np.ndarray, n
 
 
 def scores(protocol: LongHorizon, model: str) -> pd.DataFrame:
-    """Log-likelihood of each held-out trajectory at each step by one model of a panel: a row for each scoring, training
-    seed, reference and t; `diverged` is the share of sampled trajectories with a value that is not finite."""
+    """Return the log-likelihood of each held-out trajectory at each step by one model of a panel.
+
+    `diverged` is the fraction of sampled trajectories with a value that is not finite.
+    """
     held, _ = references(protocol.size, protocol.steps)
-    on, n = grid(observed(protocol)), protocol.samples
-    found, diverged = {}, {}
-    if model == "simulator":
-        true = horizon_metrics.trajectories(
-            store.dataset(experiments.regenerated("humanoid", "simulator", protocol.size)), protocol.steps
-        )
-        alive = horizon_metrics.alive(true)
-        found["histogram", 0] = horizon_metrics.log_likelihood(
-            on, horizon_metrics.histogram(on, true, alive), alive, held
-        )
-    for seed in protocol.seeds if model != "simulator" else ():
-        states, mass, density = sampled(protocol, model, seed)
-        found["mixture", seed] = horizon_metrics.log_likelihood(on, mass, n, held)
-        found["histogram", seed] = horizon_metrics.log_likelihood(
-            on, horizon_metrics.histogram(on, states[:, 1:], n), n, held
-        )
-        if density is not None:
-            found["density", seed] = density
-        diverged[seed] = (~np.isfinite(states[:, 1:]).all(2)).mean(0)
-    (k, steps), made = held.shape[:2], []
-    for (scoring, seed), score in found.items():
+    on, (k, steps), made = grid(observed(protocol)), held.shape[:2], []
+
+    def add(scoring: str, seed: int, score: np.ndarray, diverged: np.ndarray) -> None:
         columns = {"scoring": scoring, "seed": seed, "reference": np.repeat(np.arange(k), steps)}
         columns |= {"t": np.tile(np.arange(1, steps + 1), k), "log_likelihood": score.ravel()}
-        columns["diverged"] = np.tile(diverged[seed], k) if seed in diverged else np.nan
-        made.append(pd.DataFrame(columns))
+        made.append(pd.DataFrame(columns | {"diverged": np.tile(diverged, k)}))
+
+    def histogram(states: np.ndarray, n: int | np.ndarray) -> np.ndarray:
+        return horizon_metrics.log_likelihood(on, horizon_metrics.histogram(on, states, n), n, held)
+
+    if model == "simulator":
+        episodes = store.dataset(experiments.regenerated("humanoid", "simulator", protocol.size))
+        true = horizon_metrics.trajectories(episodes, protocol.steps)
+        add("histogram", 0, histogram(true, horizon_metrics.alive(true)), np.full(steps, np.nan))
+        return made[0]
+    for seed in protocol.seeds:
+        states, mass, density = sampled(protocol, model, seed)
+        diverged = (~np.isfinite(states[:, 1:]).all(2)).mean(0)
+        add("mixture", seed, horizon_metrics.log_likelihood(on, mass, protocol.samples, held), diverged)
+        add("histogram", seed, histogram(states[:, 1:], protocol.samples), diverged)
+        if density is not None:
+            add("density", seed, density, diverged)
     return pd.concat(made, ignore_index=True)
 
 
@@ -160,10 +154,12 @@ def _scores(protocol: LongHorizon, model: str) -> pd.DataFrame:
     )  # fmt: skip
 
 
-def _figure_2(name: str, size: str, make: Callable[[LongHorizon], list[pd.DataFrame]]) -> pd.DataFrame:
-    """Return a table with the rows of both panels."""
+def _both_panels(
+    name: str, size: str, make: Callable[[LongHorizon], list[pd.DataFrame]], models: tuple[str, ...] = MODELS
+) -> pd.DataFrame:
+    """Return a table of what `make` gives for each panel, computed from these models of both."""
     protocols = [experiments.long_horizon(size, panel) for panel in experiments.PANELS]
-    items = [item for p in protocols for model in MODELS for item in made_of(p, model)]
+    items = [item for p in protocols for model in models for item in made_of(p, model)]
     return store.table(
         name, size, lambda: pd.concat([table for p in protocols for table in make(p)], ignore_index=True),
         items, {"protocols": protocols}, PREDICTION_STAGE, record=True,
@@ -172,18 +168,14 @@ def _figure_2(name: str, size: str, make: Callable[[LongHorizon], list[pd.DataFr
 
 def figure_2(size: str) -> pd.DataFrame:
     """Return the table of Figure 2: every model of both panels, from the scores of each, which are kept."""
-
-    def make(p: LongHorizon) -> list[pd.DataFrame]:
-        return [*(curves(p, model, _scores(p, model)) for model in MODELS), curves(p, "bounds")]
-
-    return _figure_2("fig2_error_compounding", size, make)
+    return _both_panels(
+        "fig2_error_compounding", size,
+        lambda p: [*(curves(p, model, _scores(p, model)) for model in MODELS), curves(p, "bounds")],
+    )  # fmt: skip
 
 
 def figure_2_leads(size: str) -> pd.DataFrame:
-    """Return how far the Transformer is above each other model of its panel: `horizon_metrics.leads` of the mixture.
-
-    The simulator's score is a histogram.
-    """
+    """Return the Transformer's lead over each other model of its panel: `horizon_metrics.leads` of their scores."""
 
     def values(p: LongHorizon, model: str) -> np.ndarray:
         return np.stack(list(by_seed(_scores(p, model), "histogram" if model == "simulator" else "mixture").values()))
@@ -194,10 +186,10 @@ def figure_2_leads(size: str) -> pd.DataFrame:
             pd.DataFrame(horizon_metrics.leads(ours, values(p, other), **columns, other=other)) for other in MODELS[1:]
         ]
 
-    return _figure_2("fig2_leads", size, make)
+    return _both_panels("fig2_leads", size, make)
 
 
-FIGURE_1 = ("reference", "transformer", "ensemble_ts1")
+FIGURE_1 = ("transformer", "ensemble_ts1")  # beside the reference
 
 
 def poses(size: str, count: int = 3) -> pd.DataFrame:
@@ -206,17 +198,16 @@ def poses(size: str, count: int = 3) -> pd.DataFrame:
 
     def make() -> pd.DataFrame:
         held, start = references(size, protocol.steps)
-        first = np.repeat(start[None, None], count, axis=0)
+        trajectories = {"reference": np.concatenate([np.repeat(start[None, None], len(held), axis=0), held], 1)}
+        trajectories |= {model: sampled(protocol, model, protocol.seeds[0])[0] for model in FIGURE_1}
         rows = []
-        for model in FIGURE_1:
-            states = np.concatenate([first, held[:count]], 1) if model == "reference" else None
-            states = sampled(protocol, model, protocol.seeds[0])[0][:count] if states is None else states
-            for i, trajectory in enumerate(states):
+        for model, states in trajectories.items():
+            for i, trajectory in enumerate(states[:count]):
                 for t, q in enumerate(bodies.pose("humanoid", trajectory)):
                     rows.append({"model": model, "rollout": i, "t": t} | {f"q{j}": x for j, x in enumerate(q)})
         return pd.DataFrame(rows)
 
-    items = [*made_of(protocol, "transformer"), *made_of(protocol, "ensemble_ts1")]
+    items = [item for model in FIGURE_1 for item in made_of(protocol, model)]
     config = {"protocol": protocol, "count": count}
     return store.table("fig1_poses", size, make, items, config, PREDICTION_STAGE, record=True)
 
@@ -241,11 +232,7 @@ def figure_1(size: str, found: pd.DataFrame) -> pd.DataFrame:
 
 @functools.lru_cache(maxsize=8)  # two tables of a page are made of it
 def next_state_nats(exp: Experiment, count: int = 512) -> tuple[np.ndarray, np.ndarray]:
-    """Return -log P of the held-out next state's tokens by transitions seen (1, ..., T - 1) and dimension.
-
-    -> means and numbers of tokens, (T - 1, N) both, over `count` windows.  A window's first transition is left out:
-    nothing is read before it.
-    """
+    """Return -log P and number of the next state's held-out tokens by transitions seen and dimension, (T - 1, N)."""
     loaded, (_, held_out) = store.load_or_train(exp), store.windows(exp)
     D, N = exp.model.transition.D, exp.model.transition.N
     total, tokens = torch.zeros(2, exp.model.T - 1, D, dtype=torch.float64)
@@ -261,10 +248,7 @@ def next_state_nats(exp: Experiment, count: int = 512) -> tuple[np.ndarray, np.n
 
 
 def binned_log_density(made: ensemble.Ensemble, held_out: ensemble.Transitions, on: horizon_metrics.Grid) -> np.ndarray:
-    """Return the log of the mixture's mass in the bin of s' as a density, (n, N) nats, each dimension by itself.
-
-    This is what is left of the ensemble's sharpness on the bins that the other models use.
-    """
+    """Return the log of the mixture's mass in the bin of s' as a density, (n, N) nats, each dimension by itself."""
     mean, std = (x[..., : made.N] for x in made.predict(held_out.states, held_out.actions, held_out.mask))
     found = np.empty(held_out.next_states.shape)
     for i, bins in enumerate(on.bins(held_out.next_states)):
@@ -282,80 +266,61 @@ def _first(data: ensemble.Transitions, seed: int, count: int = 1000) -> ensemble
 def one_step_by_dimension(size: str) -> pd.DataFrame:
     """Return the mean held-out log-density of each dimension of the next state in nats, for each model of a panel.
 
-    low and high bound the bins in raw units.
-    `ensemble` is the mixture's marginal density without bins, `ensemble_binned` that of its bin masses, and `oracle`
-    Appendix B's bound.  Constant dimensions are left out.
+    low and high bound the bins in raw units.  `ensemble` is the mixture's marginal density without bins,
+    `ensemble_binned` that of its bin masses, and `oracle` Appendix B's bound.  Constant dimensions are left out.
     """
-    protocols = [experiments.long_horizon(size, panel) for panel in experiments.PANELS]
 
-    def make() -> pd.DataFrame:
-        tables = []
-        for p in protocols:
-            on, seed, config = grid(observed(p)), p.seeds[0], transformer(p, "transformer", p.seeds[0]).data
-            width = on.width.mean(1)
-            columns = {"panel": p.panel, "dimension": np.arange(len(width))}
-            columns |= {"low": on.edges[:, 0], "high": on.edges[:, -1], "oracle": -np.log(width)}
-            for model in TRANSFORMERS:
-                nats, tokens = next_state_nats(transformer(p, model, seed))
-                columns[model] = -np.average(nats, axis=0, weights=tokens) - np.log(width)
-            made, _ = store.load_or_fit(ensemble_fit(p, seed))
-            held = _first(ensemble.transitions(store.split(config)[1]), seed)
-            mean, std = (x[..., : made.N] for x in made.predict(held.states, held.actions, held.mask))
-            columns["ensemble"] = ensemble.mixture(ensemble.log_normal(held.next_states, mean, std)).mean(0)
-            columns["ensemble_binned"] = binned_log_density(made, held, on).mean(0)
-            tables.append(pd.DataFrame(columns)[on.varies])
-        return pd.concat(tables, ignore_index=True)
+    def make(p: LongHorizon) -> list[pd.DataFrame]:
+        on, seed, config = grid(observed(p)), p.seeds[0], transformer(p, "transformer", p.seeds[0]).data
+        width = on.width.mean(1)
+        columns = {"panel": p.panel, "dimension": np.arange(len(width))}
+        columns |= {"low": on.edges[:, 0], "high": on.edges[:, -1], "oracle": -np.log(width)}
+        for model in TRANSFORMERS:
+            nats, tokens = next_state_nats(transformer(p, model, seed))
+            columns[model] = -np.average(nats, axis=0, weights=tokens) - np.log(width)
+        made, _ = store.load_or_fit(ensemble_fit(p, seed))
+        held = _first(ensemble.transitions(store.split(config)[1]), seed)
+        mean, std = (x[..., : made.N] for x in made.predict(held.states, held.actions, held.mask))
+        columns["ensemble"] = ensemble.mixture(ensemble.log_normal(held.next_states, mean, std)).mean(0)
+        columns["ensemble_binned"] = binned_log_density(made, held, on).mean(0)
+        return [pd.DataFrame(columns)[on.varies]]
 
-    items = [item for p in protocols for model in MODELS for item in made_of(p, model)]
-    config = {"protocols": protocols}
-    return store.table("humanoid_one_step_by_dimension", size, make, items, config, PREDICTION_STAGE, record=True)
+    return _both_panels("humanoid_one_step_by_dimension", size, make)
 
 
 def one_step(size: str) -> pd.DataFrame:
     """Return the held-out log-density of the next state in nats, one row for each model of a panel.
 
-    Errors cannot compound yet.  A Transformer's is the sum of `one_step_by_dimension`, and so is `ensemble_binned`.
-    `ensemble`, and `linear`, a linear Gaussian, are densities without bins.
+    A Transformer's is the sum of `one_step_by_dimension`, and so is `ensemble_binned`.  `ensemble`, and `linear`, a
+    linear Gaussian, are densities without bins.
     """
-    protocols = [experiments.long_horizon(size, panel) for panel in experiments.PANELS]
     parts = one_step_by_dimension(size)
 
-    def make() -> pd.DataFrame:
-        rows = []
-        for p in protocols:
-            on, part = grid(observed(p)), parts[parts.panel == p.panel]
-            for model in (*TRANSFORMERS, "ensemble_binned", "oracle"):
-                rows.append({"panel": p.panel, "model": model, "log_density": part[model].sum()})
-            about = store.load_or_fit(ensemble_fit(p, p.seeds[0]))[1]["held_out"]
-            coverage = np.array(about["coverage"])[on.varies]
-            rows.append({"panel": p.panel, "model": "ensemble", "log_density": about["log_likelihood"],
-                         "coverage": coverage.mean(), "coverage_low": coverage.min(), "coverage_high": coverage.max(),
-                         "rmse_share": np.array(about["rmse_share"])[on.varies].mean()})  # fmt: skip
-            rows.append({"panel": p.panel, "model": "linear", "log_density": about["linear_log_likelihood"]})
-        return pd.DataFrame(rows)
+    def make(p: LongHorizon) -> list[pd.DataFrame]:
+        on, part = grid(observed(p)), parts[parts.panel == p.panel]
+        sums = part[[*TRANSFORMERS, "ensemble_binned", "oracle"]].sum()
+        rows = [{"panel": p.panel, "model": model, "log_density": total} for model, total in sums.items()]
+        about = store.load_or_fit(ensemble_fit(p, p.seeds[0]))[1]["held_out"]
+        coverage, rmse_share = (np.array(about[name])[on.varies] for name in ("coverage", "rmse_share"))
+        rows.append({"panel": p.panel, "model": "ensemble", "log_density": about["log_likelihood"],
+                     "coverage": coverage.mean(), "coverage_low": coverage.min(), "coverage_high": coverage.max(),
+                     "rmse_share": rmse_share.mean()})  # fmt: skip
+        rows.append({"panel": p.panel, "model": "linear", "log_density": about["linear_log_likelihood"]})
+        return [pd.DataFrame(rows)]
 
-    items = [item for p in protocols for model in MODELS for item in made_of(p, model)]
-    return store.table("humanoid_one_step", size, make, items, {"protocols": protocols}, PREDICTION_STAGE, record=True)
+    return _both_panels("humanoid_one_step", size, make)
 
 
 def one_step_by_past(size: str) -> pd.DataFrame:
-    """Return the held-out log-density of the next state in nats by `past`, the transitions that a model has read.
+    """Return the held-out log-density of the next state in nats by `past`, the transitions that a model has read."""
 
-    It says what memory is worth in one model, before errors can compound.
-    """
-    protocols = [experiments.long_horizon(size, panel) for panel in experiments.PANELS]
+    def make(p: LongHorizon) -> list[pd.DataFrame]:
+        on, tables = grid(observed(p)), []
+        for model in TRANSFORMERS:
+            nats, _ = next_state_nats(transformer(p, model, p.seeds[0]))
+            density = (-nats - np.log(on.width.mean(1)))[:, on.varies].sum(1)
+            columns = {"panel": p.panel, "model": model, "past": np.arange(1, len(nats) + 1)}
+            tables.append(pd.DataFrame(columns | {"log_density": density}))
+        return tables
 
-    def make() -> pd.DataFrame:
-        rows = []
-        for p in protocols:
-            on = grid(observed(p))
-            for model in TRANSFORMERS:
-                nats, _ = next_state_nats(transformer(p, model, p.seeds[0]))
-                density = (-nats - np.log(on.width.mean(1)))[:, on.varies].sum(1)
-                columns = {"panel": p.panel, "model": model, "past": np.arange(1, len(nats) + 1)}
-                rows.append(pd.DataFrame(columns | {"log_density": density}))
-        return pd.concat(rows, ignore_index=True)
-
-    items = [item for p in protocols for model in TRANSFORMERS for item in made_of(p, model)]
-    config = {"protocols": protocols}
-    return store.table("humanoid_one_step_by_past", size, make, items, config, PREDICTION_STAGE, record=True)
+    return _both_panels("humanoid_one_step_by_past", size, make, TRANSFORMERS)

@@ -18,8 +18,7 @@ def context_length(t: int, T: int, kept_transitions: int) -> int:
     """Return how many earlier transitions the model reads before transition t = 0, 1, ..., in a window of T.
 
     The number grows from 0 to T - 1.  Then the window is full and is cut to its last `kept_transitions`, and the number
-    grows from there to T - 1 again, over and over.  With T - 1 kept transitions the window moves by one transition at a
-    time.  With fewer, it is cut and read anew less often.
+    grows from there to T - 1 again, over and over.
     """
     return t if t < T else kept_transitions + (t - T) % (T - kept_transitions)
 
@@ -28,10 +27,8 @@ class WindowReader:
     """A reader of S sequences of any number of transitions, through the model's window.
 
     Every token of transition t is predicted from the `context_length(t)` transitions before it and from the tokens of t
-    before it.  Earlier transitions do not count, and positions start with 0 at the first transition of the context.  So
-    a Markovian model (T = 2, one kept transition) sees the previous and the current transition.
-
-    Raises ValueError if `kept_transitions` is not in 1, ..., T - 1, or if the model has a goal.
+    before it, with positions from 0 on.  Raises ValueError if `kept_transitions` is not in 1, ..., T - 1, or if the
+    model has a goal.
     """
 
     def __init__(self, model: GPT, kept_transitions: int):
@@ -53,10 +50,7 @@ class WindowReader:
         return Cache(spare_slots=self.model.config.transition.D)
 
     def read(self, ids: Tensor) -> Tensor:
-        """Read the next tokens ids (S, n) and return the logits (S, V) of the token after them.
-
-        The tokens must belong to one transition.
-        """
+        """Read the next tokens ids (S, n), of one transition, and return the logits (S, V) of the token after them."""
         logits = cache.decode(self.model, ids, self.cache)[:, -1]
         self.window.append(ids)
         D = self.model.config.transition.D
@@ -74,22 +68,19 @@ class WindowReader:
 class Prediction:
     """Sampled trajectories, S of them, whose values are centres of bins.
 
-    states      (S, steps + 1, N), the given states first
-    actions     (S, steps, M)
-    predictive  (steps, N, V), for the states after the first: the model's distribution of each dimension, given all
-                tokens that a sample drew before it.  It is the mean over samples.
+    predictive: for the states after the first, the model's distribution of each dimension, given all tokens that a
+    sample drew before it.  It is the mean over samples.
     """
 
-    states: np.ndarray
-    actions: np.ndarray
-    predictive: np.ndarray
+    states: np.ndarray  # (S, steps + 1, N), the given states first
+    actions: np.ndarray  # (S, steps, M)
+    predictive: np.ndarray  # (steps, N, V)
 
 
 def _tokens_to_read(tokenizer: Tokenizer, token: Tensor, dim: int, masked: Tensor | None) -> Tensor:
     """Return what the model reads once the token (S, 1) of a dimension is known.
 
-    masked: (S, N) bool, the state dimensions that the model does not see, or None if it sees all.  For these it reads
-    the mask instead of the token.  With a reward it also reads the blank reward-to-go, so the result is (S, 2).
+    It reads the mask instead of state dimensions where masked (S, N) is true, and the blank reward-to-go with a reward.
     """
     transition = tokenizer.transition
     if masked is not None and dim < transition.N:
@@ -112,13 +103,10 @@ def rollout(
 ) -> Prediction:
     """Sample a trajectory of `steps` transitions from each first state, start (S, N) in raw units.
 
-    Each token is drawn from the model, given the tokens before it as `WindowReader` reads them.  Rewards are drawn too,
-    but rewards-to-go are not.  Each state dimension is masked with `mask_probability`, independently for every sample
-    and step: its value is drawn, but the model does not see it.  streams: random numbers, one stream for all samples or
-    one for each of equal groups of them.  `progress` is called with the number of steps done.
-
-    Raises ValueError if start cannot be tokenized, if mask_probability is 0 for a masked model or above 0 for another
-    one, and as `WindowReader` does.
+    Each token but rewards-to-go is drawn from the model, as `WindowReader` reads.  Each state dimension is masked with
+    `mask_probability`, independently for every sample and step: its value is drawn, but the model does not see it.
+    streams: one for all samples or one for each of equal groups of them.  Raises ValueError if start cannot be
+    tokenized, if mask_probability is 0 for a masked model or above 0 for another one, and as `WindowReader` does.
     """
     transition = tokenizer.transition
     if (mask_probability > 0) != model.config.masked:
