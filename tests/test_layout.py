@@ -12,16 +12,17 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ttlib"
 CORE = ("cache", "checkpoint", "control", "cpu", "data", "files", "model", "search", "tokenizer", "train")
 THIRD_PARTY = {"numpy", "torch", "safetensors", "tqdm"}  # of the core
-WINGS = ("environments", "datasets", "baselines", "pipeline", "studies", "claims", "drawing", "commands")
+WINGS = ("environments", "datasets", "baselines", "native", "pipeline", "studies", "claims", "drawing", "commands")
 # Who may import whom: the wings that each may use, beside the core.
 MAY_USE = {
     "core": set(),
     "environments": set(),
     "datasets": {"environments"},
     "baselines": set(),
+    "native": set(),
     "drawing": {"environments"},
-    "pipeline": {"environments", "datasets", "baselines"},
-    "studies": {"environments", "datasets", "baselines", "pipeline", "drawing"},
+    "pipeline": {"environments", "datasets", "baselines", "native"},
+    "studies": {"environments", "datasets", "baselines", "native", "pipeline", "drawing"},
     "claims": {"pipeline"},
     "commands": set(WINGS),
 }

@@ -10,7 +10,6 @@ from torch import Tensor
 from ttlib import search
 from ttlib.cache import Cache, decode
 from ttlib.model import GPT
-from ttlib.search import Plan
 from ttlib.tokenizer import Tokenizer
 
 
@@ -87,7 +86,7 @@ class Decoder:
 class ByReward:
     """Take the best plan's first action; record its value, and the spread."""
 
-    plan: Plan
+    plan: search.Plan
     propose: Callable = search.propose  # hooks of `search.maximise`
     read: Callable = search.read_rewards
 
@@ -133,12 +132,14 @@ class TransformerAgent:
     """Receding-horizon control of E environments: context, choice, first action.
 
     choose: such as `ByReward`; context: transitions read before the current one;
-    goals: (E, N) or None.  Raises ValueError where a plan exceeds the window.
+    goals: (E, N) or None; decoder: what gives the verbs of `search`, as `Decoder`
+    does.  Raises ValueError where a plan exceeds the window.
     """
 
     def __init__(
-        self, model: GPT, tokenizer: Tokenizer, choose, context=0, goals=None
-    ):
+        self, model: GPT, tokenizer: Tokenizer, choose, context=0, goals=None,
+        decoder=Decoder,
+    ):  # fmt: skip
         horizon, prefix = max(choose.horizon, 1), model.config.prefix
         if context < 0 or context + horizon > model.config.T:
             raise ValueError(
@@ -149,6 +150,7 @@ class TransformerAgent:
             given = "no goals are" if goals is None else "goals are"
             raise ValueError(f"{given} given; the model has {prefix} goal tokens")
         self.model, self.tokenizer, self.choose = model, tokenizer, choose
+        self.decoder = decoder
         self.context, self.device = context, next(model.parameters()).device
         state = tokenizer.transition.state
         self.every_goal = None if goals is None else self._encode(goals, state)
@@ -171,7 +173,7 @@ class TransformerAgent:
         self.state_ids = self._encode(states, transition.state)
         goals = [] if self.goals is None else [self.goals]
         ids = torch.cat([*goals, *self.steps, self.state_ids], 1)
-        decoder = Decoder(self.model, self.tokenizer, ids)
+        decoder = self.decoder(self.model, self.tokenizer, ids)
         # Logits are looked at before the choice, values after it: a check per token
         # would make a GPU wait.
         finite, record = not decoder.log_p.isnan().any(), {}

@@ -179,7 +179,7 @@ def test_sampled_actions_have_the_models_probabilities():
 def test_plans_longer_than_the_window_are_refused_before_any_work(monkeypatch):
     model, bins = tiny_model(T=4), tiny_tokenizer()
     monkeypatch.setattr(model, "forward", None)
-    monkeypatch.setattr(control, "Decoder", None)
+    monkeypatch.setattr(control.Decoder, "__init__", None)
     for context, horizon in ((2, 3), (4, 1), (0, 5), (-1, 1)):
         with pytest.raises(ValueError, match=rf"{context} context \+ {horizon} planned transitions > window of 4"):
             TransformerAgent(model, bins, ByLikelihood(horizon, 1), context)
@@ -194,10 +194,12 @@ def test_plans_longer_than_the_window_are_refused_before_any_work(monkeypatch):
 @pytest.mark.parametrize("transition", [WORLD, BARE])
 @pytest.mark.parametrize("goal", [False, True])
 @pytest.mark.parametrize("context", range(4))
-def test_the_context_is_the_last_transitions_and_slides_whole(monkeypatch, transition, goal, context):
+def test_the_context_is_the_last_transitions_and_slides_whole(transition, goal, context):
     model, bins = tiny_model(transition, T=5, prefix=2 * goal), tiny_tokenizer(transition)
     rng, E, seen = np.random.default_rng(0), 3, []
-    monkeypatch.setattr(control, "Decoder", lambda _, __, ids: SimpleNamespace(ids=ids, log_p=torch.zeros(())))
+
+    def decoder(model, tokenizer_, ids):
+        return SimpleNamespace(ids=ids, log_p=torch.zeros(()))
 
     def choose(decoder, streams):
         ids = decoder.ids
@@ -205,7 +207,7 @@ def test_the_context_is_the_last_transitions_and_slides_whole(monkeypatch, trans
         return torch.from_numpy(rng.integers(V, size=(len(ids), 1))), {"first": ids[:, 0]}
 
     choose.horizon, goals = 1, rng.normal(size=(E, 2)) if goal else None
-    agent = TransformerAgent(model, bins, choose, context, goals)
+    agent = TransformerAgent(model, bins, choose, context, goals, decoder)
     agent.reset(range(E))
     ids_of = lambda x, dims: bins.encode(torch.as_tensor(x)[None], dims)[0].tolist()  # noqa: E731
     live, history = list(range(E)), {e: [] for e in range(E)}

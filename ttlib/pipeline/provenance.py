@@ -49,13 +49,16 @@ def commit() -> str:
 
 
 def here() -> dict:
-    """Return what a number depends on beside its config: commit, versions, device, threads and matrix products."""
+    """Return what a number depends on beside its config: commit, versions, device, planner, threads, products."""
     import torch
+
+    from ttlib.native.decoder import planner
 
     return {
         "commit": commit(),
         "versions": versions(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "planner": planner(),
         "threads": torch.get_num_threads(),
         "gflops_fp32": gflops(),
     }

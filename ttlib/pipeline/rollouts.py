@@ -20,6 +20,7 @@ from ttlib.data import Episodes
 from ttlib.datasets import regenerated
 from ttlib.environments import policies, stepping, tasks
 from ttlib.model import token_nats
+from ttlib.native.decoder import decoder_for
 from ttlib.pipeline import experiments, places, results, store
 from ttlib.pipeline.experiments import DataConfig, Experiment
 
@@ -89,7 +90,8 @@ def transformer_agent(exp: Experiment, method: str, hooks: dict | None = None) -
     else:
         choose = control.ByLikelihood(exp.horizon, exp.width)
     loaded = store.load_or_train(exp)
-    return control.TransformerAgent(loaded.model, loaded.tokenizer, choose, exp.context)
+    reader = decoder_for(loaded.model)
+    return control.TransformerAgent(loaded.model, loaded.tokenizer, choose, exp.context, decoder=reader)
 
 
 def simulator(config: DataConfig, size: str) -> gymnasium.Env:

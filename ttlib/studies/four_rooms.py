@@ -7,6 +7,7 @@ from scipy.stats import binomtest
 from ttlib import control
 from ttlib.baselines import agents, cloning
 from ttlib.environments import four_rooms, stepping, tasks
+from ttlib.native.decoder import decoder_for
 from ttlib.pipeline import experiments, store
 from ttlib.pipeline.experiments import Experiment
 
@@ -32,7 +33,8 @@ def four_rooms_agent(model: str, exp: Experiment, goals: np.ndarray):
     loaded = store.load_or_train(exp)
     choose = control.ByLikelihood(exp.horizon, exp.width)
     goals = goals if exp.goal else None
-    return control.TransformerAgent(loaded.model, loaded.tokenizer, choose, exp.context, goals)
+    reader = decoder_for(loaded.model)
+    return control.TransformerAgent(loaded.model, loaded.tokenizer, choose, exp.context, goals, reader)
 
 
 def goal_mlp(exp: Experiment) -> cloning.MLP:

@@ -20,7 +20,7 @@ from ttlib.pipeline.rollouts import RolloutSet
 from ttlib.studies import jobs
 
 NEAR = 1e-3  # of the spread of the candidates' values: nearer values count as equal
-ROUNDING = 1e-5  # of the value: what fp32 leaves open where all candidates are near copies of each other
+ROUNDING = 3e-6  # of the value: what fp32 leaves open where all candidates are near copies of each other
 EXCUSED = 0.02  # of all decisions may differ, each between actions of equal value
 CONTINUOUS = 0.01  # actions that have no bins count as equal within this distance
 
