@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ttlib.environments import tasks
 from ttlib.files import write_aside
+from ttlib.native import decoder
 from ttlib.pipeline import keys, places, provenance, store
 from ttlib.pipeline.executors import Executor, LostError
 from ttlib.pipeline.experiments import Experiment
@@ -153,8 +154,8 @@ def _horizon(job: RolloutSet) -> int:
 
 # As page 08 measures them.
 TRAINING_EFFICIENCY = 0.5  # fraction of the rate of large matrix products
-PLANNING_EFFICIENCY = 0.35  # the same while planning
-TOKEN_SECONDS = 1e-3  # for each token of a plan, since these are read one after the other
+PLANNING_EFFICIENCY = {"native": 0.6, "torch": 0.35}  # the same while planning, by planner
+TOKEN_SECONDS = {"native": 2e-4, "torch": 1e-3}  # for each token of a plan, since these are read one after the other
 START_SECONDS = {"smoke": 3.0, "laptop": 20.0, "paper": 60.0}  # of a job: process, data, policies, simulators
 
 
@@ -163,8 +164,9 @@ def seconds(job: Job, gflops: float) -> float:
     if isinstance(job, Experiment):
         return operations(job) / (TRAINING_EFFICIENCY * gflops * 1e9) + START_SECONDS[job.size]
     tokens = _decisions(job) * _horizon(job) * job.exp.model.transition.D
-    planning = operations(job) / (PLANNING_EFFICIENCY * gflops * 1e9)
-    return planning + tokens * TOKEN_SECONDS + START_SECONDS[job.exp.size]
+    planner = decoder.planner()
+    planning = operations(job) / (PLANNING_EFFICIENCY[planner] * gflops * 1e9)
+    return planning + tokens * TOKEN_SECONDS[planner] + START_SECONDS[job.exp.size]
 
 
 def longest_first(todo: list[Job], cost: dict[Job, float]) -> list[Job]:
