@@ -9,7 +9,7 @@ import sys
 from ttlib import files
 from ttlib.claims.ledger import changed, into_readme, load, outcomes, record
 from ttlib.pipeline import experiments, keys, places, provenance, store, sweep
-from ttlib.studies import jobs, long_horizon, offline_rl
+from ttlib.studies import jobs, offline_rl
 
 
 def make_data(size: str) -> None:
@@ -85,12 +85,11 @@ def table1(size: str) -> None:
 
 
 def ship(size: str) -> None:
-    """Copy models trained here to data/checkpoints, and write the checksums of all that data/ ships."""
-    models = experiments.needed(size)
-    for panel in experiments.PANELS:
-        protocol = experiments.long_horizon(size, panel)
-        models += [long_horizon.ensemble_fit(protocol, seed) for seed in protocol.seeds]
-    for item in models:
+    """Copy models and baselines, fitted if missing, to data/checkpoints, and write the checksums of all in data/."""
+    fits = jobs.fits(size)
+    for fit in fits:
+        store.load_or_fit(fit)
+    for item in [*experiments.needed(size), *fits]:
         if store.checkpoint_folder(item) != store.SHIPPED / f"{item.label}-{item.size}":
             print(places.shown(store.ship(item)))
     write_checksums()

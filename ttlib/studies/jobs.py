@@ -4,9 +4,10 @@ import contextlib
 
 import pandas as pd
 
-from ttlib.pipeline import results, rollouts, store, sweep
+from ttlib.pipeline import experiments, results, rollouts, store, sweep
+from ttlib.pipeline.experiments import Fit
 from ttlib.pipeline.sweep import Job
-from ttlib.studies import ablations, offline_rl
+from ttlib.studies import ablations, long_horizon, offline_rl
 
 
 def jobs(size: str, only: str = "") -> list[Job]:
@@ -23,6 +24,18 @@ def jobs(size: str, only: str = "") -> list[Job]:
     for job in (job for run in runs for job in (*run.models, run)):
         by_identity.setdefault(sweep.identity(job), job)
     return list(by_identity.values())
+
+
+def fits(size: str) -> list[Fit]:
+    """Return each fitted baseline once that the sweep, page 05, the four rooms and Figure 2 need."""
+    runs = [(run.exp, run.method, run.model_seed) for run in jobs(size) if isinstance(run, rollouts.RolloutSet)]
+    runs += [(experiments.get("hopper-long", size), "bc", seed) for seed in range(3)]  # page 05
+    found = [fit for run in runs for fit in rollouts.fits(*run)]
+    for name in ("four-rooms", "four-rooms-held-out"):
+        found.append(experiments.baseline("goal-mlp", experiments.get(name, size).data, size))
+    for protocol in (experiments.long_horizon(size, panel) for panel in experiments.PANELS):
+        found += [long_horizon.ensemble_fit(protocol, seed) for seed in protocol.seeds]
+    return list(dict.fromkeys(found))
 
 
 def finished_rows(size: str) -> tuple[pd.DataFrame, list[str]]:
