@@ -149,7 +149,7 @@ NAMES = {
     "straight": "straight walker",
 }
 models, config = [exp, unconditioned, held_out], {"seeds": [SEED], "pairs": pairs}
-success = store.table("four_rooms_success", size, measure, models, config, record=True)
+success = store.table("four_rooms_success", size, measure, models, config, stage=2, record=True)
 success["label"] = success.model.map(NAMES)
 
 

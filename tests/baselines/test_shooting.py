@@ -1,14 +1,12 @@
 """Tests of planning by random shooting where the model and the values are known."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from ttlib.baselines import shooting
+from ttlib.baselines import cloning, shooting
 from ttlib.data import Episodes
-from ttlib.pipeline import experiments
 from ttlib.search import Plan
 
 
@@ -56,12 +54,9 @@ def test_a_sequence_that_diverges_is_never_chosen():
 def test_values_of_states_are_fitted_on_their_own_scale():
     """The reward-to-go of a constant reward is known: V must be near it, although the network fits a scaled one."""
     rng = np.random.default_rng(0)
-    lengths = np.array([50] * 12)
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    time = np.concatenate([np.arange(n) for n in lengths])
+    starts, time = np.arange(0, 601, 50), np.tile(np.arange(50), 12)
     states = np.stack([time / 50, rng.standard_normal(len(time))], 1)
     made = Episodes(states, rng.uniform(-1, 1, (len(time), 1)), np.full(len(time), 100.0), starts, np.zeros(12, bool))
-    config = replace(experiments.SHOOTING, members=1, width=4, layers=1, updates=2)
-    _, value = shooting.fit(made, made, config, gamma=1.0, updates=2000)
+    value, _ = cloning.fit(made, made, cloning.MLPConfig(2000, 3e-3, gamma=1.0))
     expected = 100.0 * (50 - time)
     assert np.abs(value.act(states)[:, 0] - expected).mean() < 0.05 * expected.max()

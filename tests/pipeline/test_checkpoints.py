@@ -5,10 +5,10 @@ import torch
 
 from ttlib import checkpoint, model
 from ttlib.pipeline import experiments, packing, store
-from ttlib.studies import long_horizon
+from ttlib.studies import jobs
 
 FOLDERS = sorted(path for path in store.SHIPPED.glob("*") if path.is_dir())
-SHIPPED = [path for path in FOLDERS if "ensemble" not in path.name]
+SHIPPED = [path for path in FOLDERS if "experiment" in store.about(path)]
 pytestmark = pytest.mark.skipif(not SHIPPED, reason=f"no checkpoint is shipped in {store.SHIPPED}")
 
 
@@ -38,10 +38,7 @@ def test_key_config_and_number_format_are_those_of_the_experiment_of_its_name(sh
     assert loaded.tokenizer.centres.isfinite().all() and (loaded.tokenizer.width > 0).all()
 
 
-def test_every_shipped_ensemble_is_the_one_that_the_figures_ask_for():
-    protocols = [experiments.long_horizon("laptop", panel) for panel in experiments.PANELS]
-    fits = [long_horizon.ensemble_fit(protocol, seed) for protocol in protocols for seed in protocol.seeds]
-    by_folder = {store.checkpoint_folder(fit): fit for fit in fits}
+def test_every_shipped_baseline_is_the_one_that_the_results_ask_for():
+    by_folder = {store.checkpoint_folder(fit): fit for fit in jobs.fits("laptop")}
     for folder in set(FOLDERS) - set(SHIPPED):
-        made, about = store.load_or_fit(by_folder[folder])
-        assert about["key"] == store.ensemble_key(by_folder[folder]) and made.config == by_folder[folder].config
+        assert store.load_or_fit(by_folder[folder])[1]["key"] == store.fit_key(by_folder[folder])

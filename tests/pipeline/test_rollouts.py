@@ -11,24 +11,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ttlib.baselines import cloning
 from ttlib.data import Episodes
 from ttlib.environments import stepping
 from ttlib.pipeline import experiments, rollouts
 from ttlib.studies import offline_rl
 
 
-def episodes(returns):
-    """Return episodes of two steps with the returns given."""
-    n = len(returns)
-    rewards = np.repeat(np.array(returns, float) / 2, 2)
-    states = np.arange(2 * n, dtype=float)[:, None]
-    return Episodes(states, states[:, :1] * 0, rewards, np.arange(0, 2 * n + 1, 2), np.zeros(n, bool))
-
-
 @given(st.lists(st.integers(-9, 9), min_size=1, max_size=12), st.floats(0.05, 1))
 def test_the_best_fraction_has_the_greatest_returns(returns, fraction):
-    best = rollouts.top_episodes(episodes(returns), fraction)
-    count = max(1, round(fraction * len(returns)))
+    n, rewards = len(returns), np.repeat(np.array(returns, float) / 2, 2)
+    states = np.arange(2 * n, dtype=float)[:, None]
+    made = Episodes(states, 0 * states, rewards, np.arange(0, 2 * n + 1, 2), np.zeros(n, bool))
+    best, count = cloning.best(made, fraction), max(1, round(fraction * n))
     assert sorted(best.returns.tolist()) == sorted(returns)[-count:]
 
 

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import refuses_to_work
+from damage import cut
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +24,7 @@ from ttlib import cpu, files
 from ttlib.commands import sweep as sweep_command
 from ttlib.commands.__main__ import table1
 from ttlib.model import ModelConfig
-from ttlib.pipeline import executors, experiments, keys, places, provenance, rollouts, store, sweep
+from ttlib.pipeline import executors, experiments, keys, packing, places, provenance, rollouts, store, sweep
 from ttlib.pipeline.sweep import Sweep
 from ttlib.search import Plan
 from ttlib.studies import jobs, offline_rl
@@ -80,7 +81,7 @@ def test_processes_make_what_one_process_makes(elsewhere, tmp_path, monkeypatch)
         assert swept(*todo, executor=pool) == {}
     finally:
         pool.close()
-    assert numbers(tmp_path / "other") == numbers(elsewhere) and len(numbers(elsewhere)) == 3
+    assert numbers(tmp_path / "other") == numbers(elsewhere) and len(numbers(elsewhere)) == 4
 
 
 def test_a_worker_without_the_folder_is_given_models_and_gives_back_files(elsewhere, tmp_path, monkeypatch):
@@ -131,6 +132,42 @@ def test_what_is_finished_is_not_run_again(elsewhere, monkeypatch):
     CLONED.file().unlink()
     swept(BEHAVIOUR, CLONED)
     assert ran[2:] == [CLONED] and numbers(elsewhere) == before
+
+
+def test_baselines_act_alike_fresh_and_shipped_and_without_data(monkeypatch, tmp_path):
+    exp, methods = experiments.get("hopper-expert", "smoke", "released"), ("bc", "bc10", "random_shooting")
+    returns = lambda: [sum(run.rewards) for m in methods for run in rollouts.run_rollouts(exp, m, (0, 1))]  # noqa: E731
+    fresh = returns()
+    monkeypatch.setattr(store, "split", refuses_to_work)
+    assert returns() == fresh
+    monkeypatch.setattr(store, "SHIPPED", tmp_path / "shipped")
+    for fit in (fit for method in methods for fit in rollouts.fits(exp, method)):
+        assert (store.ship(fit) / packing.PACKED).stat().st_size < (1.2e6 if "dynamics" in fit.name else 160e3)
+    monkeypatch.setattr(store, "TRAINED", tmp_path / "empty")
+    assert returns() == fresh
+    monkeypatch.setenv("TTLIB_MODE", "scratch")
+    with pytest.raises(AssertionError, match="this was called"):
+        returns()
+
+
+def test_a_cut_baseline_is_refused_and_another_recipe_is_another_one():
+    (fit,) = rollouts.fits(EXPERT, "bc", 7)
+    others = [replace(fit.config, **{name: 0.5}) for name in ("updates", "lr", "share", "gamma", "seed")]
+    found = {store.fit_key(replace(fit, config=config)) for config in (fit.config, *others)}
+    assert len(found) == 6 and store.fit_key(replace(fit, data=replace(fit.data, seed=9))) not in found
+    store.load_or_fit(fit)
+    assert store.checkpoint_folder(replace(fit, config=others[0])) is None
+    cut(0.7)(store.checkpoint_folder(fit))
+    with pytest.raises(ValueError, match="hopper-expert-bc-seed7-smoke.* not a readable baseline.*; delete it and run"):
+        store.load_or_fit(fit)
+
+
+def test_the_hopper_page_clones_the_policy_of_table_1():
+    for size in places.SIZES:
+        page, table1 = (experiments.get(name, size) for name in ("hopper-long", "hopper-medium-replay"))
+        labels = [fit.label for fit in jobs.fits(size)]
+        assert rollouts.fits(page, "bc") == rollouts.fits(table1, "bc") and len(set(labels)) == len(labels)
+        assert {f"hopper-medium-replay-bc{seed}" for seed in ("", "-seed1", "-seed2")} <= set(labels)
 
 
 def test_every_job_is_there_once_after_its_models(monkeypatch):

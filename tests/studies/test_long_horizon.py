@@ -17,7 +17,7 @@ from ttlib.datasets import hdf5, regenerated
 from ttlib.datasets.arrays import episodes
 from ttlib.environments import bodies
 from ttlib.pipeline import experiments, places, store
-from ttlib.pipeline.experiments import EnsembleFit, LongHorizon
+from ttlib.pipeline.experiments import Fit, LongHorizon
 from ttlib.studies import horizon_metrics, long_horizon
 from ttlib.studies.horizon_metrics import Grid
 
@@ -35,7 +35,7 @@ def test_an_ensemble_is_found_by_every_choice_that_made_it():
     changed = [replace(made, **{f.name: other(getattr(made, f.name))}) for f in dataclasses.fields(made)]
     changed = [replace(MASKED, ensemble=config) for config in [made, *changed] if config.seed == 0]
     fits = [(p, 0) for p in changed] + [(MASKED, 1), (replace(MASKED, panel="observed"), 0)]
-    keys = [store.ensemble_key(long_horizon.ensemble_fit(*fit)) for fit in fits]
+    keys = [store.fit_key(long_horizon.ensemble_fit(*fit)) for fit in fits]
     assert len(set(keys)) == len(keys) == len(dataclasses.fields(made)) + 2
 
 
@@ -45,7 +45,7 @@ def test_a_curve_is_recomputed_when_what_it_is_made_of_changes(model, monkeypatc
     marks = {}
 
     def weights(e):
-        return store.ensemble_key(e) if isinstance(e, EnsembleFit) else marks.get((e.name, e.train.seed), "as it was")
+        return store.fit_key(e) if isinstance(e, Fit) else marks.get((e.name, e.train.seed), "as it was")
 
     def inputs(protocol):
         return store.inputs(long_horizon.made_of(protocol, model))

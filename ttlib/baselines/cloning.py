@@ -1,16 +1,35 @@
 """Regression by an MLP with two hidden layers of 256 units: behaviour cloning, and the values that shooting uses."""
 
 import copy
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ttlib import data
+from ttlib.data import Episodes
+
+CHECK = 250  # updates between two checks on the held-out data
+
+
+@dataclass(frozen=True)
+class MLPConfig:
+    """The targets of an MLP, actions or values of states of episodes, and how it is fitted."""
+
+    updates: int
+    lr: float  # of the first update; it falls to 0 as a cosine
+    batch: int = 256
+    share: float = 1.0  # of the episodes, those of greatest return
+    goal: bool = False  # actions depend on the last state of the episode too
+    gamma: float | None = None  # of values, which are discounted returns; None for actions
+    seed: int = 0
+
 
 class MLP(nn.Module):
     """A network from inputs (B, n) to actions (B, M) in [-1, 1], or to any targets (B, M) if it is not bounded.
 
-    mean, std: (n,) each; inputs are standardised with them.
+    mean, std: (n,) each; inputs are standardised with them.  Targets that are not bounded have a scale, ().
     """
 
     def __init__(self, mean: Tensor, std: Tensor, M: int, bounded: bool = True):
@@ -18,6 +37,7 @@ class MLP(nn.Module):
         self.bounded = bounded
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
+        self.register_buffer("scale", torch.ones(()))
         self.net = nn.Sequential(
             nn.Linear(len(mean), 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, M)
         )
@@ -25,42 +45,71 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return actions or targets (B, M) for inputs (B, n)."""
         outputs = self.net((x - self.mean) / self.std)
-        return outputs.tanh() if self.bounded else outputs
+        return outputs.tanh() if self.bounded else self.scale * outputs
 
     @torch.inference_mode()
     def act(self, inputs: np.ndarray) -> np.ndarray:
         """Return actions or targets (B, M) float32 for inputs (B, n), as arrays."""
-        return self(torch.as_tensor(inputs, dtype=torch.float32)).numpy()
+        return self(torch.as_tensor(inputs, dtype=torch.float32, device=self.mean.device)).cpu().numpy()
 
 
-def fit(
-    inputs: np.ndarray,
-    actions: np.ndarray,
-    held_inputs: np.ndarray,
-    held_actions: np.ndarray,
-    seed: int,
-    updates: int = 20_000,
-    batch: int = 256,
-    patience: int = 10,
-    bounded: bool = True,
+def fit(training: Episodes, held_out: Episodes, config: MLPConfig) -> tuple[MLP, list[float]]:
+    """Fit an MLP to episodes; return it and its held-out errors, those of values in units of their variance."""
+    (x, y), (held_x, held_y) = (examples(part, config) for part in (training, held_out))
+    scale = 1.0 if config.gamma is None else y.std() + 1e-6
+    made, errors = regress(x, y / scale, held_x, held_y / scale, config)
+    made.scale.fill_(scale)
+    return made, errors
+
+
+def examples(episodes: Episodes, config: MLPConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Return inputs (n, k) and targets (n, M) of the best episodes' steps."""
+    episodes = best(episodes, config.share)
+    if config.gamma is not None:
+        return episodes.states, data.reward_to_go(episodes.rewards, episodes.starts, config.gamma)[:, None]
+    goals = np.repeat(episodes.states[episodes.starts[1:] - 1], episodes.lengths, axis=0)
+    return np.hstack([episodes.states, goals]) if config.goal else episodes.states, episodes.actions
+
+
+def best(episodes: Episodes, share: float) -> Episodes:
+    """Return the fraction of the episodes, at least one, of greatest return."""
+    count = max(1, round(share * len(episodes)))
+    return episodes.select(np.sort(np.argsort(-episodes.returns, kind="stable")[:count]))
+
+
+@torch.random.fork_rng(devices=[])
+def regress(
+    inputs: np.ndarray, targets: np.ndarray, held_inputs: np.ndarray, held_targets: np.ndarray, config: MLPConfig
 ) -> tuple[MLP, list[float]]:
-    """Fit an MLP to actions by least squares and Adam, and stop early on held-out data.
+    """Fit an MLP to targets (n, M) of inputs (n, k) by least squares and Adam.
 
-    inputs (n, k), actions (n, M), or other targets if the MLP is not bounded.  The held-out error is checked every 500
-    updates (after the last one, if there are fewer).  Fitting stops when it has not fallen for `patience` checks.
-    Returns the network of least held-out error, and the held-out errors (mean squares).  The result is determined by
-    `seed`.  Raises ValueError for data that are not finite, and FloatingPointError if no held-out error is finite.
+    The held-out error is checked every CHECK updates (after the last one, if there are fewer).  Returns the network of
+    least held-out error, and the held-out errors (mean squares).  The result is determined by config.seed.
+    Raises ValueError for data that are not finite, and FloatingPointError if no held-out error is finite.
     """
-    arrays = {"inputs": inputs, "actions": actions, "held_inputs": held_inputs, "held_actions": held_actions}
+    arrays = {"inputs": inputs, "targets": targets, "held_inputs": held_inputs, "held_targets": held_targets}
     x, y, held_x, held_y = (_finite(name, array) for name, array in arrays.items())
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        policy = MLP(x.mean(0), x.std(0).clamp(min=1e-3), y.shape[1], bounded)
-        errors, best_state = _train(policy, (x, y), (held_x, held_y), updates, batch, patience)
+    torch.manual_seed(config.seed)
+    made = MLP(x.mean(0), x.std(0).clamp(min=1e-3), y.shape[1], bounded=config.gamma is None)
+    optimiser = torch.optim.Adam(made.parameters(), lr=config.lr, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.updates)  # down to 0
+    errors, best_state = [], None
+    for update in range(1, config.updates + 1):
+        rows = torch.randint(len(x), (config.batch,))
+        optimiser.zero_grad()
+        (made(x[rows]) - y[rows]).square().mean().backward()
+        optimiser.step()
+        schedule.step()
+        if update % min(CHECK, config.updates):
+            continue
+        with torch.inference_mode():
+            errors.append((made(held_x) - held_y).square().mean().item())
+        if errors[-1] == min(errors):
+            best_state = copy.deepcopy(made.state_dict())
     if not np.isfinite(min(errors)):
         raise FloatingPointError(f"held-out errors {errors}; expected finite numbers: scale the targets to about 1")
-    policy.load_state_dict(best_state)
-    return policy.eval(), errors
+    made.load_state_dict(best_state)
+    return made.eval(), errors
 
 
 def _finite(name: str, array: np.ndarray) -> Tensor:
@@ -69,35 +118,3 @@ def _finite(name: str, array: np.ndarray) -> Tensor:
     if count := (~x.isfinite()).sum().item():
         raise ValueError(f"{name} holds {count} numbers that are not finite in float32: repair or remove those rows")
     return x
-
-
-def _train(
-    policy: MLP,
-    training: tuple[Tensor, Tensor],
-    held_out: tuple[Tensor, Tensor],
-    updates: int,
-    batch: int,
-    patience: int,
-) -> tuple[list[float], dict]:
-    """Train the network in place.  Return its held-out errors and its weights at the least of them."""
-    optimiser = torch.optim.Adam(policy.parameters(), lr=1e-3)
-    errors, best_state, check = [], None, min(500, updates)
-    for update in range(1, updates + 1):
-        _step(policy, optimiser, *training, batch)
-        if update % check:
-            continue
-        with torch.inference_mode():
-            errors.append((policy(held_out[0]) - held_out[1]).square().mean().item())
-        if errors[-1] == min(errors):
-            best_state = copy.deepcopy(policy.state_dict())
-        if len(errors) - 1 - int(np.argmin(errors)) >= patience:
-            break
-    return errors, best_state
-
-
-def _step(policy: MLP, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor, batch: int) -> None:
-    """Take one step on the mean squared error of a random batch."""
-    rows = torch.randint(len(x), (batch,))
-    optimiser.zero_grad()
-    (policy(x[rows]) - y[rows]).square().mean().backward()
-    optimiser.step()

@@ -1,22 +1,16 @@
 """An ensemble of single-step Gaussian models (PETS, Chua et al. 2018), the comparison in Figures 1 and 2."""
 
-import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from scipy.special import logsumexp, ndtr
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ttlib import files
 from ttlib.data import Episodes
 
 MODES = ("ts1", "tsinf")  # of trajectory sampling, see `sample`
@@ -323,28 +317,3 @@ def linear_log_likelihood(ensemble: Ensemble, training: Transitions, held_out: T
         std = max(np.sqrt(np.average((y - x @ coefficients) ** 2, weights=w)), 1e-8)  # 0 for a constant dimension
         total += log_normal(held_target[:, i], held_x @ coefficients, std).mean() - math.log(scale)
     return total
-
-
-def save(folder: Path, ensemble: Ensemble, about: dict) -> None:
-    """Write config.json and model.safetensors, with weights in float16.  about: notes for config.json."""
-    config = {"N": ensemble.N, "M": ensemble.M, "ensemble": dataclasses.asdict(ensemble.config), "about": about}
-    tensors = {name: buffer.cpu() for name, buffer in ensemble.named_buffers()}
-    tensors |= {name: parameter.detach().half().cpu() for name, parameter in ensemble.named_parameters()}
-    files.write_aside(folder / "model.safetensors", lambda path: safetensors.torch.save_file(tensors, path))
-    text = json.dumps(config, indent=1)
-    files.write_aside(folder / "config.json", lambda path: path.write_text(text + "\n"))
-
-
-def load(folder: Path, device: str | torch.device = "cpu", weights: bytes | None = None) -> tuple[Ensemble, dict]:
-    """Read what `save` wrote (`weights`: model.safetensors).  Raises FileNotFoundError, or ValueError if damaged."""
-    for name in ("config.json", "model.safetensors")[: 2 if weights is None else 1]:
-        if not (folder / name).exists():
-            raise FileNotFoundError(f"{folder / name} is missing; expected an ensemble, which `make scratch` fits")
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        ensemble = Ensemble(config["N"], config["M"], EnsembleConfig(**config["ensemble"]))
-        weights = (folder / "model.safetensors").read_bytes() if weights is None else weights
-        ensemble.load_state_dict(safetensors.torch.load(weights))
-        return ensemble.eval().to(device), config["about"]
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{folder} is not a readable ensemble ({error!r}); delete it and run `make all`") from error

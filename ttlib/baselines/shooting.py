@@ -6,33 +6,10 @@ Section 3.2 warns that such a planner exploits the errors of its model.
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 
-from ttlib import data
-from ttlib.baselines import cloning, ensemble
-from ttlib.baselines.ensemble import Ensemble, EnsembleConfig
-from ttlib.data import Episodes
+from ttlib.baselines.cloning import MLP
+from ttlib.baselines.ensemble import Ensemble
 from ttlib.search import Plan
-
-
-def fit(
-    training: Episodes, held_out: Episodes, config: EnsembleConfig, gamma: float, updates: int
-) -> tuple[Ensemble, cloning.MLP]:
-    """Fit the models that shooting plans with: an ensemble that predicts rewards as well, and a value V(s).
-
-    V(s) is the expected discounted return from a state under the policies of the data.
-    """
-    dynamics, _ = ensemble.fit(ensemble.transitions(training), ensemble.transitions(held_out), config)
-    returns = [data.reward_to_go(part.rewards, part.starts, gamma)[:, None] for part in (training, held_out)]
-    scale = returns[0].std() + 1e-6
-    value, _ = cloning.fit(
-        training.states, returns[0] / scale, held_out.states, returns[1] / scale,
-        seed=config.seed, updates=updates, bounded=False,
-    )  # fmt: skip
-    with torch.no_grad():  # scale the outputs back to the units of the rewards
-        value.net[-1].weight *= scale
-        value.net[-1].bias *= scale
-    return dynamics, value
 
 
 class RandomShooting:
@@ -40,10 +17,11 @@ class RandomShooting:
 
     The number of sequences is that of the candidates in the search of `plan` (beam width times expansions), and their
     length is its horizon h.  Each sequence is rolled out once, by TS-1.  Its value is
-    sum_{k<h} gamma^k r_k + gamma^h V(s_h).
+    sum_{k<h} gamma^k r_k + gamma^h V(s_h).  The dynamics predict rewards too, and V(s) is the expected
+    discounted return from a state under the policies of the data.
     """
 
-    def __init__(self, dynamics: Ensemble, value: cloning.MLP, plan: Plan, low: np.ndarray, high: np.ndarray):
+    def __init__(self, dynamics: Ensemble, value: MLP, plan: Plan, low: np.ndarray, high: np.ndarray):
         self.dynamics, self.value, self.plan, self.low, self.high = dynamics, value, plan, low, high
 
     def reset(self, seeds: Sequence[int]) -> None:

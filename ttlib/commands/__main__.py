@@ -1,7 +1,6 @@
 """python -m ttlib.commands data | estimate | check | table1 | ship | claims | curve: what make asks for."""
 
 import argparse
-import functools
 import hashlib
 import os
 import sys
@@ -11,7 +10,7 @@ import torch
 from ttlib import files
 from ttlib.claims.ledger import changed, into_readme, load, outcomes, record
 from ttlib.pipeline import experiments, places, provenance, results, rollouts, store, sweep
-from ttlib.studies import jobs, long_horizon, offline_rl, spot_check
+from ttlib.studies import jobs, offline_rl, spot_check
 
 
 def make_data(size: str) -> None:
@@ -69,10 +68,8 @@ def estimate_results(size: str, rate: float) -> float:
 
 
 def current_inputs(size: str) -> dict[str, str]:
-    """Return the keys of all datasets, and of the models and ensembles that are there."""
-    ensembles = [long_horizon.ensemble_fit(p, seed) for p in map(functools.partial(experiments.long_horizon, size),
-                 experiments.PANELS) for seed in p.seeds]  # fmt: skip
-    made = [item for item in (*experiments.needed(size), *ensembles) if store.checkpoint_folder(item)]
+    """Return the keys of all datasets, and of the models and baselines that are there."""
+    made = [item for item in (*experiments.needed(size), *jobs.fits(size)) if store.checkpoint_folder(item)]
     return store.inputs([*experiments.datasets(size), *made])
 
 
@@ -97,12 +94,11 @@ def table1(size: str) -> None:
 
 
 def ship(size: str) -> None:
-    """Copy models trained here to data/checkpoints, and write the checksums of all that data/ ships."""
-    models = experiments.needed(size)
-    for panel in experiments.PANELS:
-        protocol = experiments.long_horizon(size, panel)
-        models += [long_horizon.ensemble_fit(protocol, seed) for seed in protocol.seeds]
-    for item in models:
+    """Copy models and baselines, fitted if missing, to data/checkpoints, and write the checksums of all in data/."""
+    fits = jobs.fits(size)
+    for fit in fits:
+        store.load_or_fit(fit)
+    for item in [*experiments.needed(size), *fits]:
         if store.checkpoint_folder(item) != store.SHIPPED / f"{item.label}-{item.size}":
             print(places.shown(store.ship(item)))
     write_checksums()

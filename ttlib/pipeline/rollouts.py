@@ -1,6 +1,5 @@
 """Sets of rollouts: who acts, for which seeds, and the row that is kept of each."""
 
-import functools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -14,15 +13,13 @@ from tqdm import tqdm
 
 from ttlib import control, data
 from ttlib.baselines import agents, shooting
-from ttlib.baselines import cloning as mlp
 from ttlib.baselines.agents import FunctionAgent
-from ttlib.data import Episodes
 from ttlib.datasets import regenerated
 from ttlib.environments import policies, stepping, tasks
 from ttlib.model import token_nats
 from ttlib.native.decoder import decoder_for
 from ttlib.pipeline import experiments, places, results, store
-from ttlib.pipeline.experiments import DataConfig, Experiment
+from ttlib.pipeline.experiments import DataConfig, Experiment, Fit
 
 # Raised by hand when search, control, cloning or shooting change what a rollout does.  2: each environment has its
 # own random numbers, empty bins have no mass, and values end 500 steps before a time limit.
@@ -54,16 +51,16 @@ def run_rollouts(
 
 def agent(exp: Experiment, method: str, seeds: Sequence[int], model_seed: int, make, hooks: dict | None = None):
     """Return the agent that acts by a method of METHODS; see `run_rollouts`."""
+    fitted = [store.load_or_fit(fit)[0] for fit in fits(exp, method, model_seed)]
     if method in BY_TRANSFORMER:
         return transformer_agent(exp, method, hooks)
     if method in ("bc", "bc10"):
-        policy = cloned(exp, model_seed, 1.0 if method == "bc" else 0.1)
-        return FunctionAgent(lambda states, rows: policy.act(states))
+        return FunctionAgent(lambda states, rows: fitted[0].act(states))
     if method == "behaviour":
         return FunctionAgent(behaviour(exp, seeds))
     if method == "random_shooting":
         space = make().action_space
-        return shooting.RandomShooting(*fit_shooting_models(exp), exp.plan, space.low, space.high)
+        return shooting.RandomShooting(*fitted, exp.plan, space.low, space.high)
     raise ValueError(f"unknown method {method!r}; expected one of {METHODS}")
 
 
@@ -100,25 +97,14 @@ def simulator(config: DataConfig, size: str) -> gymnasium.Env:
     return gymnasium.wrappers.TimeLimit(env, 20) if size == "smoke" else env
 
 
-def cloned(exp: Experiment, seed: int, fraction: float = 1.0) -> mlp.MLP:
-    """Return an MLP cloned from the experiment's data, or from the fraction of its episodes of greatest return."""
-    parts = [top_episodes(part, fraction) for part in store.split(exp.data)]
-    (x, y), (held_x, held_y) = ((part.states, part.actions) for part in parts)
-    return mlp.fit(x, y, held_x, held_y, seed, 200 if exp.size == "smoke" else 20_000)[0]
-
-
-def top_episodes(episodes: Episodes, fraction: float) -> Episodes:
-    """Return the fraction of the episodes, at least one, of greatest return."""
-    count = max(1, round(fraction * len(episodes)))
-    return episodes.select(np.sort(np.argsort(-episodes.returns, kind="stable")[:count]))
-
-
-@functools.lru_cache(maxsize=1)
-def fit_shooting_models(exp: Experiment):
-    """Return what random shooting plans with: the ensemble and V(s), fitted to the experiment's data."""
-    smoke = exp.size == "smoke"
-    config = replace(experiments.SHOOTING, updates=20) if smoke else experiments.SHOOTING
-    return shooting.fit(*store.split(exp.data), config, exp.plan.gamma, 200 if smoke else 20_000)
+def fits(exp: Experiment, method: str, model_seed: int = 0) -> list[Fit]:
+    """Return the fitted baselines that a method needs, which know the experiment's data."""
+    if method in ("bc", "bc10"):
+        return [experiments.baseline(method, exp.data, exp.size, seed=model_seed)]
+    if method == "random_shooting":
+        values = experiments.baseline("values", exp.data, exp.size, gamma=exp.plan.gamma)
+        return [experiments.baseline("dynamics", exp.data, exp.size), values]
+    return []
 
 
 def behaviour(exp: Experiment, seeds: Sequence[int]) -> Callable:
@@ -252,14 +238,15 @@ class RolloutSet:
         """Return name and config of the table of its rollouts."""
         known = self.exp if self.transformer else [self.exp.data, self.exp.size]
         if self.method == "random_shooting":
-            known = [*known, experiments.SHOOTING, replace(self.exp.plan, drop_probability=0.0)]  # it filters nothing
+            known = [*known, replace(self.exp.plan, drop_probability=0.0)]  # it filters nothing
         config = {"of": known, "method": self.method, "seeds": self.seeds, "model_seed": self.model_seed}
         config |= {name: [type(hook).__name__, hook] for name, hook in self.hooks.items()}
         return "-".join(("rollouts", self.exp.data.name, self.method, self.profile)), config
 
     def inputs(self) -> dict[str, str]:
-        """Return the keys of the models, or else of the data, that it is computed from."""
-        return store.inputs(self.models or [self.exp.data])
+        """Return the keys of the models' weights and the baselines' recipes, or else of the data, behind it."""
+        fitted = {fit.label: store.fit_key(fit) for fit in fits(self.exp, self.method, self.model_seed)}
+        return store.inputs(self.models) | fitted or store.inputs([self.exp.data])
 
     def file(self) -> Path | None:
         """Return where its rollouts are kept; None while a model is missing, whose weights are in the file's name."""

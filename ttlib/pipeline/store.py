@@ -14,19 +14,20 @@ import pandas as pd
 import torch
 
 from ttlib import checkpoint, data, tokenizer, train
-from ttlib.baselines import ensemble
+from ttlib.baselines import cloning, ensemble, kept
+from ttlib.baselines.cloning import MLP, MLPConfig
 from ttlib.checkpoint import Checkpoint
 from ttlib.data import MASKED, Episodes, Windows
 from ttlib.datasets import arrays, hdf5, official, own, regenerated
 from ttlib.environments import four_rooms, policies, tasks
 from ttlib.model import GPT, loss
 from ttlib.pipeline import cpu_training, keys, packing, places, provenance, results
-from ttlib.pipeline.experiments import DataConfig, EnsembleFit, Experiment
+from ttlib.pipeline.experiments import DataConfig, Experiment, Fit
 from ttlib.pipeline.resume import Resume
 from ttlib.tokenizer import Tokenizer
 
 # Raised by hand when the meaning of a stage changes, so that tidying code retrains nothing.
-DATA_STAGE, MODEL_STAGE, ENSEMBLE_STAGE = 1, 1, 2
+DATA_STAGE, MODEL_STAGE, ENSEMBLE_STAGE, MLP_STAGE = 1, 1, 2, 1
 REGENERATED = (places.BUILD if os.environ.get("TTLIB_BUILD") else places.ROOT / "data") / "regenerated"
 SHIPPED = places.ROOT / "data" / "checkpoints"
 TRAINED = places.BUILD / "checkpoints"
@@ -166,24 +167,25 @@ def model_key(exp: Experiment) -> str:
     return keys.key("model", MODEL_STAGE, of, exp.bins, exp.model, exp.train, exp.goal, exp.markov)
 
 
-def ensemble_key(fit: EnsembleFit) -> str:
-    """Return the key of what makes an ensemble."""
+def fit_key(fit: Fit) -> str:
+    """Return the key of what makes a baseline."""
+    stage = ("mlp", MLP_STAGE) if isinstance(fit.config, MLPConfig) else ("ensemble", ENSEMBLE_STAGE)
     of = {"data": data_key(fit.data), "held_out": fit.data.held_out, "mask": fit.data.mask_probability}
-    return keys.key("ensemble", ENSEMBLE_STAGE, of, fit.config)
+    return keys.key(*stage, of, fit.config)
 
 
-def name_and_key(item: Experiment | EnsembleFit) -> tuple[str, str]:
+def name_and_key(item: Experiment | Fit) -> tuple[str, str]:
     """Return the name of a model's folder and its key."""
-    key = ensemble_key(item) if isinstance(item, EnsembleFit) else model_key(item)
+    key = fit_key(item) if isinstance(item, Fit) else model_key(item)
     return f"{item.label}-{item.size}", key
 
 
-def trained_folder(item: Experiment | EnsembleFit) -> Path:
+def trained_folder(item: Experiment | Fit) -> Path:
     """Return where a model trained here lies, or will lie."""
     return TRAINED / "-".join(name_and_key(item))
 
 
-def checkpoint_folder(item: Experiment | EnsembleFit) -> Path | None:
+def checkpoint_folder(item: Experiment | Fit) -> Path | None:
     """Return where the model lies: shipped (but not in mode scratch) or trained here; None if it is nowhere."""
     name, key = name_and_key(item)
     folders = sorted(TRAINED.glob(f"*-{key}"))  # whatever the name under which it was trained
@@ -196,14 +198,14 @@ def checkpoint_folder(item: Experiment | EnsembleFit) -> Path | None:
 
 
 def about(folder: Path) -> dict:
-    """Return the notes of a checkpoint or an ensemble.  Raises ValueError if they cannot be read."""
+    """Return the notes of a checkpoint or a baseline.  Raises ValueError if they cannot be read."""
     try:
         return json.loads((folder / "config.json").read_text())["about"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder} is not a readable checkpoint ({error!r}): delete it and run `make all`") from error
 
 
-def _found_or_made(item: Experiment | EnsembleFit, make: Callable[[Path], None]) -> Path:
+def _found_or_made(item: Experiment | Fit, make: Callable[[Path], None]) -> Path:
     """Return the folder of a model, which is trained where it is missing.  Raises FileNotFoundError in mode book."""
     if (folder := checkpoint_folder(item)) is not None:
         return folder
@@ -271,24 +273,29 @@ def held_out(loaded: Checkpoint) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, loaded.extras["held_out.weight"].float()
 
 
-@functools.lru_cache(maxsize=2)
-def load_or_fit(fit: EnsembleFit) -> tuple[ensemble.Ensemble, dict]:
-    """Return the ensemble and its notes: one-step errors, calibration and likelihood on held-out transitions."""
-    folder = _found_or_made(fit, lambda folder: fit_ensemble(fit, folder))
-    return ensemble.load(folder, device(), packing.weights(folder))
+def load_or_fit(fit: Fit) -> tuple[ensemble.Ensemble | MLP, dict]:
+    """Return a baseline, as `load_or_train` does a model, and its notes: held-out errors, for ensembles in detail."""
+    folder = _found_or_made(fit, lambda folder: make_fit(fit, folder))
+    return kept.load(folder, packing.weights(folder), device())
 
 
-def fit_ensemble(fit: EnsembleFit, folder: Path) -> None:
-    """Fit an ensemble, round the weights to fp16, and write it."""
-    training, held = map(ensemble.transitions, split(fit.data))
-    made, curve = ensemble.fit(training, held, fit.config, device())
-    checkpoint.round_weights(made, torch.float16)
-    scores = {name: np.asarray(value).tolist() for name, value in ensemble.diagnose(made, held).items()}
-    scores["linear_log_likelihood"] = ensemble.linear_log_likelihood(made, training, held)
-    ensemble.save(folder, made, {"key": ensemble_key(fit), "curve": curve, "held_out": scores} | provenance.here())
+def make_fit(fit: Fit, folder: Path) -> None:
+    """Fit a baseline, round the weights to fp16, and write it."""
+    results.say(f"{fit.label}: fitting")
+    training, held = split(fit.data)
+    if isinstance(fit.config, MLPConfig):
+        made, curve = cloning.fit(training, held, fit.config)
+        scores = min(curve)
+    else:
+        training, held = map(ensemble.transitions, (training, held))
+        made, curve = ensemble.fit(training, held, fit.config, device())
+        checkpoint.round_weights(made, torch.float16)
+        scores = {name: np.asarray(value).tolist() for name, value in ensemble.diagnose(made, held).items()}
+        scores["linear_log_likelihood"] = ensemble.linear_log_likelihood(made, training, held)
+    kept.save(folder, made, {"key": fit_key(fit), "curve": curve, "held_out": scores} | provenance.here())
 
 
-def ship(item: Experiment | EnsembleFit) -> Path:
+def ship(item: Experiment | Fit) -> Path:
     """Copy a model trained here to data/checkpoints, where git keeps it, with packed weights."""
     source, target = trained_folder(item), SHIPPED / name_and_key(item)[0]
     if not (source / "config.json").exists():
@@ -302,11 +309,11 @@ def ship(item: Experiment | EnsembleFit) -> Path:
 # -- results -----------------------------------------------------------------------------------------------
 
 
-def weights_key(item: Experiment | EnsembleFit) -> str:
+def weights_key(item: Experiment | Fit) -> str:
     """Return the hash of a model's weights, from which results are computed; it is trained first where missing."""
     folder = checkpoint_folder(item)
     if folder is None:
-        (load_or_fit if isinstance(item, EnsembleFit) else load_or_train)(item)
+        (load_or_fit if isinstance(item, Fit) else load_or_train)(item)
         folder = checkpoint_folder(item)
     return hashlib.sha256(packing.weights(folder)).hexdigest()[:16]
 
@@ -314,13 +321,13 @@ def weights_key(item: Experiment | EnsembleFit) -> str:
 def inputs(of: Iterable) -> dict[str, str]:
     """Return the keys of what a result is computed from: weights of models, recipes of datasets.
 
-    of: experiments, ensembles, datasets, or things with a method `inputs` that answers for them.
+    of: experiments, baselines, datasets, or things with a method `inputs` that answers for them.
     """
     found = {}
     for item in of:
         if isinstance(item, DataConfig):
             found[item.name] = data_key(item)
-        elif isinstance(item, (Experiment, EnsembleFit)):
+        elif isinstance(item, (Experiment, Fit)):
             found[item.label] = weights_key(item)
         else:
             found |= item.inputs()

@@ -5,7 +5,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from ttlib import control
-from ttlib.baselines import agents, cloning
+from ttlib.baselines import agents
 from ttlib.environments import four_rooms, stepping, tasks
 from ttlib.native.decoder import decoder_for
 from ttlib.pipeline import experiments, store
@@ -28,24 +28,13 @@ def four_rooms_agent(model: str, exp: Experiment, goals: np.ndarray):
     if model == "straight":
         return agents.FunctionAgent(lambda s, rows: four_rooms.straight(s, goals[rows]))
     if model == "goal_mlp":
-        policy = goal_mlp(exp)
+        policy, _ = store.load_or_fit(experiments.baseline("goal-mlp", exp.data, exp.size))
         return agents.FunctionAgent(lambda s, rows: policy.act(np.hstack([s, goals[rows]])))
     loaded = store.load_or_train(exp)
     choose = control.ByLikelihood(exp.horizon, exp.width)
     goals = goals if exp.goal else None
     reader = decoder_for(loaded.model)
     return control.TransformerAgent(loaded.model, loaded.tokenizer, choose, exp.context, goals, reader)
-
-
-def goal_mlp(exp: Experiment) -> cloning.MLP:
-    """Fit the goal-conditioned MLP: it maps a state and a goal, the last state of the episode, to an action."""
-    inputs, actions = [], []
-    for part in store.split(exp.data):
-        goals = np.repeat(part.states[part.starts[1:] - 1], part.lengths, axis=0)
-        inputs.append(np.hstack([part.states, goals]))
-        actions.append(part.actions)
-    updates = 200 if exp.size == "smoke" else 20_000
-    return cloning.fit(inputs[0], actions[0], inputs[1], actions[1], seed=0, updates=updates)[0]
 
 
 def reach(agent, starts: np.ndarray, goals: np.ndarray, progress=None) -> list[stepping.Rollout]:

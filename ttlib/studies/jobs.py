@@ -2,10 +2,11 @@
 
 import pandas as pd
 
-from ttlib.pipeline import rollouts, sweep
+from ttlib.pipeline import experiments, rollouts, sweep
+from ttlib.pipeline.experiments import Fit
 from ttlib.pipeline.rollouts import RolloutSet
 from ttlib.pipeline.sweep import Job
-from ttlib.studies import ablations, offline_rl
+from ttlib.studies import ablations, long_horizon, offline_rl
 
 
 def tables(size: str) -> dict[str, list[RolloutSet]]:
@@ -35,6 +36,17 @@ def jobs(size: str, only: str = "") -> list[Job]:
             for job in (*run.models, run):
                 by_identity.setdefault(sweep.identity(job), job)
     return list(by_identity.values())
+
+
+def fits(size: str) -> list[Fit]:
+    """Return each fitted baseline once that rollouts, the four rooms and Figure 2 need."""
+    runs = [run for sets in tables(size).values() for run in sets]
+    found = [fit for run in runs for fit in rollouts.fits(run.exp, run.method, run.model_seed)]
+    for name in ("four-rooms", "four-rooms-held-out"):
+        found.append(experiments.baseline("goal-mlp", experiments.get(name, size).data, size))
+    for protocol in (experiments.long_horizon(size, panel) for panel in experiments.PANELS):
+        found += [long_horizon.ensemble_fit(protocol, seed) for seed in protocol.seeds]
+    return list(dict.fromkeys(found))
 
 
 def finished_rows(size: str) -> tuple[pd.DataFrame, list[str]]:

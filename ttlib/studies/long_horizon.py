@@ -15,7 +15,7 @@ from ttlib.datasets import regenerated
 from ttlib.environments import bodies, policies
 from ttlib.model import token_nats
 from ttlib.pipeline import experiments, results, store
-from ttlib.pipeline.experiments import EnsembleFit, Experiment, LongHorizon
+from ttlib.pipeline.experiments import Experiment, Fit, LongHorizon
 from ttlib.studies import horizon_metrics, prediction
 
 PREDICTION_STAGE = 2  # raised by hand when predictions or their scores change their meaning
@@ -31,11 +31,11 @@ def transformer(protocol: LongHorizon, model: str, seed: int) -> Experiment:
     return replace(exp, train=replace(exp.train, seed=seed))
 
 
-def ensemble_fit(protocol: LongHorizon, seed: int) -> EnsembleFit:
+def ensemble_fit(protocol: LongHorizon, seed: int) -> Fit:
     """Return the ensemble of a panel."""
     name = "humanoid-ensemble" + "-masked" * (protocol.panel == "masked")
     config = transformer(protocol, "transformer", seed).data
-    return EnsembleFit(name, protocol.size, config, replace(protocol.ensemble, seed=seed))
+    return Fit(name, protocol.size, config, replace(protocol.ensemble, seed=seed))
 
 
 def observed(protocol: LongHorizon) -> Experiment:
