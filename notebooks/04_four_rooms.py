@@ -33,11 +33,11 @@ import pandas as pd
 import seaborn as sns
 import torch
 from IPython.display import Markdown
-from tqdm import tqdm
 
 from ttlib import control
 from ttlib.drawing import figures
 from ttlib.environments import four_rooms as rooms
+from ttlib.environments import stepping, tasks
 from ttlib.pipeline import experiments, results, store
 from ttlib.studies import four_rooms
 
@@ -127,29 +127,17 @@ print(f"log-probability of the likeliest plan: {record['log_p'][0]:.2f} nats")
 # - a walker that goes straight towards the goal. It shows how much of the task is finding the doors.
 
 
+# %% tags=["hide-output"]
+walked = four_rooms.walked(size)
+
 # %% tags=["hide-input"]
-def measure() -> pd.DataFrame:
-    tables = []
-    for split, main in (("seen", exp), ("held_out", held_out)):
-        starts, goals = four_rooms.four_rooms_pairs(split, pairs, SEED)
-        names = ["goal_transformer", "goal_mlp", "straight"] + ["transformer"] * (split == "seen")
-        for name in names:
-            agent = four_rooms.four_rooms_agent(name, unconditioned if name == "transformer" else main, goals)
-            with tqdm(total=rooms.MAX_STEPS, desc=f"{name}, {split}") as bar:
-                runs = four_rooms.reach(agent, starts, goals, progress=lambda going: bar.update())
-            tables.append(four_rooms.success_table(runs, starts, goals, model=name, split=split))
-    return pd.concat(tables)
-
-
-SEED = 1000  # of the pairs of start and goal
 NAMES = {
     "goal_transformer": "Transformer, goal first",
     "goal_mlp": "MLP, state and goal",
     "transformer": "Transformer, no goal",
     "straight": "straight walker",
 }
-models, config = [exp, unconditioned, held_out], {"seeds": [SEED], "pairs": pairs}
-success = store.table("four_rooms_success", size, measure, models, config, stage=2, record=True)
+success = results.drawn("four_rooms_success", size, lambda: four_rooms.success(walked), walked)
 success["label"] = success.model.map(NAMES)
 
 
@@ -199,7 +187,9 @@ def draw_paths() -> pd.DataFrame:
     rng, per_goal = np.random.default_rng(5), 4 if size == "smoke" else 12
     goals = GOALS.repeat(per_goal, 0)
     starts = rooms.sample_free(len(goals), rng)
-    runs = four_rooms.reach(four_rooms.four_rooms_agent("goal_transformer", exp, goals), starts, goals)
+    agent = four_rooms.four_rooms_agent("goal_transformer", exp, goals)
+    options = [{"start": start, "goal": goal} for start, goal in zip(starts, goals)]
+    runs = stepping.rollouts(tasks.four_rooms, agent, range(len(goals)), options)
     tables = []
     for i, run in enumerate(runs):
         table = pd.DataFrame(np.array(run.states), columns=["x", "y"]).rename_axis("t").reset_index()
@@ -279,15 +269,12 @@ if size != "smoke":
 
 # %%
 def searched() -> pd.DataFrame:
-    starts, goals = four_rooms.four_rooms_pairs("seen", min(pairs, 100), seed=2000)
     tables = []
     for horizon, width in SEARCHES:
         changed = replace(exp, horizon=horizon, width=width)
-        agent = four_rooms.four_rooms_agent("goal_transformer", changed, goals)
-        runs = four_rooms.reach(agent, starts, goals)
-        columns = {"horizon": horizon, "width": width}
-        table = four_rooms.success_table(runs, starts, goals, **columns)
-        tables.append(table.head(1))  # the row for all pairs
+        walks = four_rooms.Walks("goal_transformer", "seen", changed, min(pairs, 100), seed=2000)
+        table = four_rooms.success(walks.rows()).head(1)  # the row for all pairs
+        tables.append(table.assign(horizon=horizon, width=width))
     return pd.concat(tables)
 
 

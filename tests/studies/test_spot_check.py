@@ -35,7 +35,7 @@ def elsewhere(folder, monkeypatch):
     monkeypatch.setattr(store, "TRAINED", folder / "checkpoints")
     monkeypatch.setattr(store, "REGENERATED", folder / "regenerated")
     monkeypatch.setattr(provenance, "commit", lambda: "abc")
-    monkeypatch.setattr(jobs, "tables", lambda size: {"table1_rollouts": [PLANNED], "others": OTHERS})
+    monkeypatch.setattr(jobs, "checkable", lambda size: {"table1_rollouts": [PLANNED], "others": OTHERS})
     store.dataset.cache_clear()
     rollouts.table("table1_rollouts", "smoke", [PLANNED])
     rollouts.table("others", "smoke", OTHERS)

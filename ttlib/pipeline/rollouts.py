@@ -133,22 +133,27 @@ MEASURED = (
 def measured(run: stepping.Rollout, exp: Experiment, method: str, log_density: np.ndarray | None = None) -> dict:
     """Return the columns MEASURED of a rollout.
 
-    log_density: the mean of the actions taken, in nats; actions, values, spreads: of the first DECISIONS decisions the
-    bins of the action (or the action, where there are no bins), the value of the chosen plan, and the standard
-    deviation of the candidates' values; promised, achieved: as `promises`.  Lists are JSON.
+    log_density: the mean of the actions taken, in nats; promised, achieved: as `promises`, as JSON.
     """
-    record, promised = run.record, promises(run, exp, method)
-    lists = {
-        "actions": record.get("bins", run.actions), "values": record.get("value", record.get("log_p", [])),
-        "spreads": record.get("spread", []),
-    }  # fmt: skip
+    promised = promises(run, exp, method)
     return {
         "rollout_seed": run.seed, "return": run.total, "score": tasks.score(exp.data.task, run.total),
         "length": len(run.rewards), "fell": run.terminal, "diverged": run.diverged,
         "log_density": np.nan if log_density is None else log_density.mean(),
-        **{name: _as_json(x[:DECISIONS]) for name, x in lists.items()},
+        **decisions(run),
         "promised": _as_json(promised[0]), "achieved": _as_json(promised[1]),
     }  # fmt: skip
+
+
+def decisions(run: stepping.Rollout) -> dict[str, str]:
+    """Return the first DECISIONS decisions of a rollout, as JSON.
+
+    actions: their bins, or where there are no bins the actions; values: of the chosen plans (log-probabilities where
+    nothing else was maximised); spreads: the standard deviations of the candidates' values.
+    """
+    actions, values = run.record.get("bins", run.actions), run.record.get("value", run.record.get("log_p", []))
+    lists = {"actions": actions, "values": values, "spreads": run.record.get("spread", [])}
+    return {name: _as_json(numbers[:DECISIONS]) for name, numbers in lists.items()}
 
 
 def _as_json(numbers: Iterable) -> str:
@@ -215,6 +220,10 @@ class RolloutSet:
     propose: Callable | None = None
     read: Callable | None = None
 
+    def __str__(self) -> str:
+        model = self.exp.label if self.transformer else f"{self.exp.name} {self.model_seed}"
+        return f"{model}, {self.method}, {self.setting}"
+
     @property
     def transformer(self) -> bool:
         return self.method in BY_TRANSFORMER
@@ -259,6 +268,14 @@ class RolloutSet:
     def key(self) -> str | None:
         """The key of its rollouts: of its settings, its models' weights, and the stage of the code."""
         return (path := self.file()) and path.stem[-16:]
+
+    def begin(self, seeds: Sequence[int]) -> tuple[Callable, object, None]:
+        """Return how its environments are made, its agent, and the options of their resets."""
+
+        def make() -> gymnasium.Env:
+            return simulator(self.exp.data, self.exp.size)
+
+        return make, agent(self.exp, self.method, seeds, self.model_seed, make, self.hooks), None
 
     def made(self) -> pd.DataFrame:
         """Return the columns MEASURED of its rollouts, which are kept, so a killed run loses at most one set."""

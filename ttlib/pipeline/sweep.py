@@ -44,10 +44,7 @@ def needs(job: Job) -> frozenset[str]:
 
 def label(job: Job) -> str:
     """Return the name of a job for readers."""
-    if isinstance(job, Experiment):
-        return f"model {job.label}"
-    model = job.exp.label if job.transformer else f"{job.exp.name} {job.model_seed}"
-    return f"rollouts {model}, {job.method}, {job.setting}"
+    return f"model {job.label}" if isinstance(job, Experiment) else f"rollouts {job}"
 
 
 def run(job: Job) -> None:

@@ -6,7 +6,7 @@ from ttlib.pipeline import experiments, rollouts, sweep
 from ttlib.pipeline.experiments import Fit
 from ttlib.pipeline.rollouts import RolloutSet
 from ttlib.pipeline.sweep import Job
-from ttlib.studies import ablations, long_horizon, offline_rl
+from ttlib.studies import ablations, four_rooms, long_horizon, offline_rl
 
 
 def tables(size: str) -> dict[str, list[RolloutSet]]:
@@ -17,6 +17,11 @@ def tables(size: str) -> dict[str, list[RolloutSet]]:
         "ablations_rollouts": ablations.ablations_runs(size),
         "hopper_rollouts": offline_rl.hopper_runs(size),
     } | offline_rl.exercises(size)
+
+
+def checkable(size: str) -> dict[str, list]:
+    """Return every record whose rollouts can be made again one by one, and the sets that it is made of."""
+    return tables(size) | {"four_rooms_rollouts": four_rooms.walks(size)}
 
 
 def jobs(size: str, only: str = "") -> list[Job]:

@@ -5,8 +5,9 @@ acts as the record says, so that later decisions are compared in the same states
 """
 
 import hashlib
+import itertools
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import gymnasium
 import numpy as np
@@ -15,8 +16,7 @@ import torch
 from ttlib import files
 from ttlib.control import TransformerAgent
 from ttlib.environments import stepping
-from ttlib.pipeline import places, provenance, results, rollouts
-from ttlib.pipeline.rollouts import RolloutSet
+from ttlib.pipeline import places, provenance, results
 from ttlib.studies import jobs
 
 NEAR = 1e-3  # of the spread of the candidates' values: nearer values count as equal
@@ -30,12 +30,11 @@ class Recorded:
     """One rollout of a record, and the set that it belongs to."""
 
     record: str
-    run: RolloutSet
+    run: object  # a RolloutSet, or `four_rooms.Walks`
     row: dict
 
     def __str__(self) -> str:
-        model = self.run.exp.label if self.run.transformer else self.run.exp.data.name
-        return f"{self.record}, {model}, {self.run.method}, {self.run.setting}, seed {self.row['rollout_seed']}"
+        return f"{self.record}, {self.run}, seed {self.row['rollout_seed']}"
 
     def listed(self, column: str) -> np.ndarray:
         """Return a column of JSON: a number, or a row of them, for each decision."""
@@ -44,25 +43,29 @@ class Recorded:
 
 @dataclass
 class Replay:
-    """An agent that decides as `agent` does, but acts by the actions of the record while there are some."""
+    """An agent that decides as `agent` does, but acts by the actions recorded of each rollout while there are some."""
 
     agent: object
-    recorded: np.ndarray
-    decided: list[tuple] = field(default_factory=list)
+    recorded: list[np.ndarray]
 
     def reset(self, seeds) -> None:
-        """Begin the rollout of one seed."""
+        """Begin a rollout for each seed."""
         self.agent.reset(seeds)
+        self.live, self.decided = list(range(len(seeds))), [[] for _ in seeds]
 
     def act(self, states: np.ndarray) -> tuple[np.ndarray, dict]:
-        """Return the recorded action (1, M) for a state (1, N); note what the agent decided."""
+        """Return recorded actions (E, M) for states (E, N); note what the agent decided."""
         actions, record = self.agent.act(states)
-        t = len(self.decided)
-        value = record.get("value", record.get("log_p", [np.nan]))[0]
-        self.decided.append((record.get("bins", actions)[0], value))
-        if t < len(self.recorded) and isinstance(self.agent, TransformerAgent):
+        decided = record.get("bins", actions)
+        values = record.get("value", record.get("log_p", np.full(len(states), np.nan)))
+        forced = np.array(decided)
+        for row, i in enumerate(self.live):
+            if (t := len(self.decided[i])) < len(self.recorded[i]):
+                forced[row] = self.recorded[i][t]
+            self.decided[i].append((decided[row], values[row]))
+        if isinstance(self.agent, TransformerAgent):
             tokenizer = self.agent.tokenizer
-            bins = torch.as_tensor(self.recorded[t][None], device=self.agent.device)
+            bins = torch.as_tensor(forced, device=self.agent.device)
             self.agent.action_ids = bins + tokenizer.offset[tokenizer.transition.action]
             actions = tokenizer.decode(self.agent.action_ids).cpu().numpy()
         return actions, record
@@ -70,12 +73,13 @@ class Replay:
     def observe(self, rewards: np.ndarray, going_on: np.ndarray) -> None:
         """Tell the agent what followed."""
         self.agent.observe(rewards, going_on)
+        self.live = [i for i, goes_on in zip(self.live, going_on, strict=True) if goes_on]
 
 
 def recorded(size: str) -> list[Recorded]:
     """Return every rollout in the records of a size whose key is right."""
     found = []
-    for name, runs in jobs.tables(size).items():
+    for name, runs in jobs.checkable(size).items():
         try:
             table, _ = results.read(places.records(size) / f"{name}.csv")
         except (FileNotFoundError, ValueError):
@@ -92,7 +96,8 @@ def chosen(every: list[Recorded], share: float, word: str) -> list[Recorded]:
     order = [every[i] for i in rng.permutation(len(every))]
     first = {one.record: one for one in reversed(order)}
     rest = [one for one in order if one is not first[one.record]]
-    return [*first.values(), *rest[: max(0, round(share * len(every)) - len(first))]]
+    picked = [*first.values(), *rest[: max(0, round(share * len(every)) - len(first))]]
+    return sorted(picked, key=lambda one: str((one.record, str(one.run), one.row["rollout_seed"])))
 
 
 def whole(every: list[Recorded], word: str) -> list[Recorded]:
@@ -101,24 +106,25 @@ def whole(every: list[Recorded], word: str) -> list[Recorded]:
     return list({one.run.exp.data.task: one for one in chosen(planned, 1.0, word)}.values())
 
 
-def again(one: Recorded, to_the_end: bool) -> tuple[int, int, list[str]]:
-    """Make a rollout again -> the decisions compared, those excused, and a sentence for each that is wrong."""
-    exp, seed, actions = one.run.exp, one.row["rollout_seed"], one.listed("actions")
+def again(some: list[Recorded], to_the_end: bool) -> list[tuple[int, int, list[str]]]:
+    """Make rollouts of one set again, in one batch.
 
-    def make() -> gymnasium.Env:
-        env = rollouts.simulator(exp.data, exp.size)
-        return env if to_the_end else gymnasium.wrappers.TimeLimit(env, len(actions))
-
-    agent = rollouts.agent(exp, one.run.method, [seed], one.run.model_seed, make, one.run.hooks)
-    replay = Replay(agent, actions)
-    [run] = stepping.rollouts(make, replay, [seed])
-    excused, wrong = compare(one, replay.decided)
-    ours, theirs = (run.total, len(run.rewards)), (one.row["return"], one.row["length"])
-    if len(replay.decided) < len(actions):
-        wrong.append(f"{one}: it ended at step {ours[1]}, and {len(actions)} decisions are recorded")
-    elif to_the_end and not excused and not wrong and not np.allclose(ours, theirs, rtol=1e-3):
-        wrong.append(f"{one}: return {ours[0]:.6g}, length {ours[1]}; recorded are {theirs[0]:.6g}, {theirs[1]}")
-    return min(len(actions), len(replay.decided)), excused, wrong
+    Returns for each the decisions compared, those excused, and a sentence for each that is wrong.
+    """
+    actions, seeds = [one.listed("actions") for one in some], [one.row["rollout_seed"] for one in some]
+    make, agent, options = some[0].run.begin(seeds)
+    replay, steps = Replay(agent, actions), max(map(len, actions))
+    limited = make if to_the_end else lambda: gymnasium.wrappers.TimeLimit(make(), steps)
+    runs, found = stepping.rollouts(limited, replay, seeds, options), []
+    for one, run, decided, known in zip(some, runs, replay.decided, actions, strict=True):
+        excused, wrong = compare(one, decided)
+        ours, theirs = (run.total, len(run.rewards)), (one.row["return"], one.row["length"])
+        if len(decided) < len(known):
+            wrong.append(f"{one}: it ended at step {ours[1]}, and {len(known)} decisions are recorded")
+        elif to_the_end and not excused and not wrong and not np.allclose(ours, theirs, rtol=1e-3):
+            wrong.append(f"{one}: return {ours[0]:.6g}, length {ours[1]}; recorded are {theirs[0]:.6g}, {theirs[1]}")
+        found.append((min(len(known), len(decided)), excused, wrong))
+    return found
 
 
 def compare(one: Recorded, decided: list[tuple]) -> tuple[int, list[str]]:
@@ -149,15 +155,18 @@ def check(size: str, share: float = 0.05) -> tuple[str, list[str]]:
     if not every:
         return f"there are no recorded rollouts of size {size} to check", []
     to_the_end = whole(every, word)
-    picked = [*to_the_end, *(one for one in chosen(every, share, word) if one not in to_the_end)]
-    decisions, excused, equal, wrong = 0, 0, 0, []
-    for one in picked:
-        compared, forgiven, found = again(one, one in to_the_end)
-        decisions, excused, equal, wrong = decisions + compared, excused + forgiven, equal + (not found), wrong + found
-        results.say(f"checked {one}: {'; '.join(found) or 'equal'}")
+    picked = [one for one in chosen(every, share, word) if one not in to_the_end]
+    batches = [[one] for one in to_the_end]
+    batches += [list(some) for _, some in itertools.groupby(picked, lambda one: (one.record, str(one.run)))]
+    outcomes = []
+    for some in batches:
+        outcomes += again(some, some[0] in to_the_end)
+        results.say(f"checked {some[0]}" + f" and {len(some) - 1} more" * (len(some) > 1))
+    decisions, excused = (sum(outcome[i] for outcome in outcomes) for i in (0, 1))
+    wrong, equal = [line for *_, lines in outcomes for line in lines], sum(not lines for *_, lines in outcomes)
     if excused > EXCUSED * decisions:
         wrong.append(f"{excused} of {decisions} decisions differ between actions of equal value: too many for rounding")
-    sentence = f"checked {len(picked)} of {len(every)} recorded rollouts on this machine: {equal} equal"
+    sentence = f"checked {len(outcomes)} of {len(every)} recorded rollouts on this machine: {equal} equal"
     sentence += f" ({decisions} decisions, {excused} of them between actions of equal value)"
     path, about = places.BUILD / f"spot-check-{size}.json", {"sentence": sentence, "commit": word, "wrong": wrong}
     files.write_aside(path, lambda aside: aside.write_text(json.dumps(about | provenance.here(), indent=1)))
