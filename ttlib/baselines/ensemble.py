@@ -121,8 +121,7 @@ class Ensemble(nn.Module):
     def inputs(self, states: np.ndarray, actions: np.ndarray, mask: np.ndarray | None = None) -> Tensor:
         """Return the inputs of the network, (B, n) float32: the state, its visibility if there is a mask, the action.
 
-        Values are standardised in float64, and a masked value is 0.  Raises ValueError if there is a mask but the
-        config has none, or the other way round.
+        Values are standardised in float64, and a masked value is 0.  Raises ValueError unless config and data agree.
         """
         if (mask is not None) != (self.config.mask_probability > 0):
             given = "no mask is given" if mask is None else "a mask is given"
@@ -295,11 +294,9 @@ def sample(
 
 
 def diagnose(ensemble: Ensemble, held_out: Transitions) -> dict[str, np.ndarray]:
-    """Return three measures of the ensemble as a single-step model.
+    """Return the mixture's mean log-density, in nats, and two measures of each dimension of the next state, (N,).
 
-    rmse_share (N,): the root mean squared error of the mixture's mean, divided by the standard deviation of s' - s.
-    coverage (N,): the fraction of next states inside the central 90% interval of the mixture.
-    log_likelihood (): the mean log-density of the mixture, in nats.
+    rmse_share: the error of the mean in standard deviations of s' - s.  coverage: by the central 90% interval.
     """
     mean, std = (x[..., : ensemble.N] for x in ensemble.predict(held_out.states, held_out.actions, held_out.mask))
     spread = (held_out.next_states - held_out.states).std(0)

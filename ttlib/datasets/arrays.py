@@ -29,11 +29,7 @@ ROUNDING = 1e-5  # simulators round: an action may exceed its range by this much
 
 
 def episodes(arrays: Mapping[str, np.ndarray], action_range: tuple[float, float] | None = None) -> Episodes:
-    """Check arrays in the format above and cut them into episodes.
-
-    Actions must lie within action_range where one is given.  Raises ValueError for what
-    the format excludes, naming key, row, column and number of the values at fault.
-    """
+    """Check arrays, with actions in action_range if given, and cut them into episodes; ValueError names a fault."""
     _check_shapes(arrays)
     checks = dict(FORMAT)
     if action_range is not None:

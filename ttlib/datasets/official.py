@@ -39,11 +39,7 @@ def published(name: str) -> tuple[str, int, str]:
 
 
 def path(name: str) -> Path:
-    """Return the path of a dataset's file, which may not exist yet and is not checked.
-
-    It is in d4rl's own folder, or in data/d4rl if only that folder has it.  d4rl's folder is ~/.d4rl/datasets, or the
-    value of D4RL_DATASET_DIR when d4rl is imported.
-    """
+    """Return the path of a dataset's file, which may not exist, in d4rl's folder, or data/d4rl if only that has it."""
     file, _, _ = published(name)
     in_d4rl_folder = Path(tasks.d4rl().offline_env.filepath_from_url(file))
     return FOLDER / file if not in_d4rl_folder.exists() and (FOLDER / file).exists() else in_d4rl_folder

@@ -62,9 +62,8 @@ def swing_up(steps: int, seed: int) -> dict[str, np.ndarray]:
 def from_minari(dataset) -> dict[str, np.ndarray]:
     """Convert a Minari dataset, given as such or by its name, to D4RL's flat arrays.
 
-    The last of an episode's observations has no action, and is left out.  An episode that ends without a flag is marked
-    as timed out.  Raises ImportError if the package minari is needed but missing, and ValueError for observations or
-    actions that are not arrays.
+    The last observation of an episode has no action, and is left out.  Raises ImportError if minari is needed but
+    missing, and ValueError for observations or actions that are not arrays.
     """
     if isinstance(dataset, str):
         try:

@@ -233,8 +233,7 @@ def demonstrations(n: int, seed: int, excluded_pairs: Iterable[tuple[int, int]] 
 class FourRooms(gymnasium.Env):
     """An agent that walks to a goal in the four rooms.
 
-    An observation is the position.  Within GOAL_RADIUS of the goal, the episode terminates with reward 1; every other
-    reward is 0.  info holds "goal", (2,) float32, and "success", bool.
+    An observation is the position.  Within GOAL_RADIUS of the goal, the episode ends with reward 1; others are 0.
     """
 
     def __init__(self):

@@ -42,9 +42,8 @@ def rollouts(
 ) -> list[Rollout]:  # fmt: skip
     """Run one episode for each seed, all in step, so that decisions are one batch.
 
-    make() -> a gymnasium environment with a time limit; options[i] go to its reset.
-    The agent has reset(seeds), act(states) and observe(rewards, going_on).  Raises
-    ValueError without seeds, or for environments of different tasks.
+    make() -> a gymnasium environment with a time limit; options[i] go to its reset.  The agent has reset(seeds),
+    act(states) and observe(rewards, going_on).  Raises ValueError without seeds, or for different tasks.
     """
     if not len(seeds):
         raise ValueError("no seeds; expected at least one, one for each rollout")

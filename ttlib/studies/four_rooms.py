@@ -22,8 +22,7 @@ def four_rooms_pairs(split: str, n: int, seed: int = 1000) -> tuple[np.ndarray, 
 def four_rooms_agent(model: str, exp: Experiment, goals: np.ndarray):
     """Return an agent for goals (n, 2), by its name in `four_rooms_success.csv`.
 
-    `straight` walks straight to the goal, `goal_mlp` is the goal-conditioned MLP, and any other name stands for the
-    Transformer of the experiment.
+    `goal_mlp` is the goal-conditioned MLP; names but `straight` stand for the Transformer of the experiment.
     """
     if model == "straight":
         return agents.FunctionAgent(lambda s, rows: four_rooms.straight(s, goals[rows]))

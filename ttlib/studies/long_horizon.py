@@ -64,10 +64,7 @@ def policy():
 
 @functools.lru_cache(maxsize=8)
 def sampled(protocol: LongHorizon, model: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Return sampled trajectories (S, steps + 1, N), marginal masses (steps, N, V) and, of an ensemble, log-densities.
-
-    The log-densities (k, steps) are those of the references; None for a Transformer.
-    """
+    """Return trajectories (S, steps + 1, N), masses (steps, N, V), and an ensemble's log-densities (k, steps)."""
     held, start = references(protocol.size, protocol.steps)
     starts = np.repeat(start[None].astype(np.float64), protocol.samples, axis=0)
     if model in ENSEMBLES:
@@ -88,8 +85,7 @@ def sampled(protocol: LongHorizon, model: str, seed: int) -> tuple[np.ndarray, n
 def scores(protocol: LongHorizon, model: str) -> pd.DataFrame:
     """Return the log-likelihood of each held-out trajectory at each step by one model of a panel.
 
-    There is a row for each scoring, training seed, reference and t.  `diverged` is the fraction of sampled trajectories
-    with a value that is not finite.
+    `diverged` is the fraction of sampled trajectories with a value that is not finite.
     """
     held, _ = references(protocol.size, protocol.steps)
     on, (k, steps), made = grid(observed(protocol)), held.shape[:2], []

@@ -27,9 +27,8 @@ class WindowReader:
     """A reader of S sequences of any number of transitions, through the model's window.
 
     Every token of transition t is predicted from the `context_length(t)` transitions before it and from the tokens of t
-    before it, with positions that start with 0 at the first transition of the context.
-
-    Raises ValueError if `kept_transitions` is not in 1, ..., T - 1, or if the model has a goal.
+    before it, with positions from 0 on.  Raises ValueError if `kept_transitions` is not in 1, ..., T - 1, or if the
+    model has a goal.
     """
 
     def __init__(self, model: GPT, kept_transitions: int):
@@ -106,10 +105,8 @@ def rollout(
 
     Each token but rewards-to-go is drawn from the model, as `WindowReader` reads.  Each state dimension is masked with
     `mask_probability`, independently for every sample and step: its value is drawn, but the model does not see it.
-    streams: random numbers, one stream for all samples or one for each of equal groups of them.
-
-    Raises ValueError if start cannot be tokenized, if mask_probability is 0 for a masked model or above 0 for another
-    one, and as `WindowReader` does.
+    streams: one for all samples or one for each of equal groups of them.  Raises ValueError if start cannot be
+    tokenized, if mask_probability is 0 for a masked model or above 0 for another one, and as `WindowReader` does.
     """
     transition = tokenizer.transition
     if (mask_probability > 0) != model.config.masked:
