@@ -249,14 +249,10 @@ def _checks(ensemble: Ensemble, tensors: tuple[Tensor, ...], held_tensors: tuple
 
 
 def sample(
-    ensemble: Ensemble,
-    policy: Callable[[np.ndarray, np.random.Generator], np.ndarray],
-    start: np.ndarray,
-    steps: int,
-    mode: str,
-    rng: np.random.Generator,
+    ensemble: Ensemble, policy: Callable[[np.ndarray, np.random.Generator], np.ndarray], start: np.ndarray, steps: int,
+    mode: str, rng: np.random.Generator,
     visit: Callable[[int, np.ndarray, np.ndarray], None] = lambda t, mean, std: None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Sample S trajectories by the trajectory sampling of PETS, with actions of a policy at the sampled states.
 
     start: (S, N).  mode: with "ts1" a trajectory draws a member at every step; with "tsinf" it has one member for all

@@ -28,6 +28,8 @@ from ttlib.pipeline.experiments import Experiment
 from ttlib.search import Plan
 from ttlib.studies import horizon_metrics, long_horizon
 
+ADAMW = {"optimiser": "adamw", "lr": 2e-3}
+
 
 def table_path(search: str, size: str) -> Path:
     """Return where the table of a search is."""
@@ -71,20 +73,15 @@ def trainings(size: str) -> list[Experiment]:
     """Return the trainings that are compared, cheap ones first."""
     v1, released = (experiments.get("hopper-long", size, profile) for profile in experiments.PROFILES)
     million = 1e4 if size == "smoke" else 1e6
-    short = [
-        shortened(v1, 2 * million, optimiser="adamw", lr=2e-3, batch=32),
-        shortened(v1, 2 * million, batch=32),
-        shortened(v1, 2 * million),
-        shortened(v1, 5 * million),
-    ]
-    return [*short, v1, released]
+    short = [(2, ADAMW | {"batch": 32}), (2, {"batch": 32}), (2, {}), (5, {})]
+    return [*(shortened(v1, tokens * million, changes) for tokens, changes in short), v1, released]
 
 
-def shortened(exp: Experiment, tokens: float, **changes) -> Experiment:
+def shortened(exp: Experiment, tokens: float, changes: dict) -> Experiment:
     """Return a training on fewer tokens, with other settings of training."""
-    batch = changes.get("batch", exp.train.batch)
-    changes["updates"] = int(tokens / (batch * exp.model.max_tokens))
-    return replace(exp, name=f"{exp.name}-tried", train=replace(exp.train, **changes))
+    train = replace(exp.train, **changes)
+    train = replace(train, updates=int(tokens / (train.batch * exp.model.max_tokens)))
+    return replace(exp, name=f"{exp.name}-tried", train=train)
 
 
 def actings(exp: Experiment) -> list[tuple[str, Experiment]]:
@@ -105,15 +102,9 @@ def acting_columns(method: str, exp: Experiment) -> dict:
     acting = f"{plan.proposal}, horizon {plan.horizon}, {plan.beam_width} x {plan.expansions}"
     if plan.proposal == "sample":
         acting += f", drop probability {plan.drop_probability}"
-    return {
-        "profile": exp.profile,
-        "window": exp.model.T,
-        "batch": exp.train.batch,
-        "optimiser": f"{exp.train.optimiser} {exp.train.lr:g}",
-        "million tokens": tokens / 1e6,
-        "acting": "sampling" if method == "sampling" else acting,
-        "past": exp.context,
-    }
+    columns = {"profile": exp.profile, "window": exp.model.T, "batch": exp.train.batch}
+    columns |= {"optimiser": f"{exp.train.optimiser} {exp.train.lr:g}", "million tokens": tokens / 1e6}
+    return columns | {"acting": "sampling" if method == "sampling" else acting, "past": exp.context}
 
 
 def act(method: str, exp: Experiment) -> list[dict]:
@@ -131,7 +122,7 @@ def act(method: str, exp: Experiment) -> list[dict]:
 # -- training ----------------------------------------------------------------------------------------------
 
 EXPERIMENTS = {"hopper-medium-replay": "hopper-long", "humanoid": "humanoid"}
-ADAMW, SMOOTH = {"optimiser": "adamw", "lr": 2e-3}, {"embedding_length_scale": 30.0}
+SMOOTH = {"embedding_length_scale": 30.0}
 # Task, setting, minutes, and the differences from Muon with learning rate 5e-3, no dropout, independent embeddings and
 # batches of 16 windows (humanoid: 8).
 TRAININGS = [
@@ -157,8 +148,7 @@ def training(size: str) -> None:
     for task, setting, minutes, changes in TRAININGS:
         exp = changed(experiments.get(EXPERIMENTS[task], size), {"embedding_length_scale": 0.0} | changes)
         minutes, points = (0.01, 2) if size == "smoke" else (minutes, 12)
-        columns = {"task": task, "setting": setting, "budget": minutes}
-        settings.append((columns, (exp, minutes, points)))
+        settings.append(({"task": task, "setting": setting, "budget": minutes}, (exp, minutes, points)))
     grid_search(table_path("training", size), settings, learning_curve)
 
 

@@ -30,15 +30,11 @@ def _naming(path: Path) -> Iterator[None]:
 
 def _arrays(file: h5py.File) -> dict[str, h5py.Dataset]:
     """Return all arrays of an open file by name, without its metadata."""
-    by_name = {}
-
-    def add(name: str | bytes, item: h5py.Group | h5py.Dataset) -> None:
-        name = str(name)  # in a damaged file, a name may be bytes
-        if isinstance(item, h5py.Dataset) and not name.startswith("metadata"):
-            by_name[name] = item
-
-    file.visititems(add)
-    return by_name
+    names = []
+    file.visit(names.append)
+    items = {str(name): file[name] for name in names}  # in a damaged file, a name may be bytes
+    items = {name: item for name, item in items.items() if isinstance(item, h5py.Dataset)}
+    return {name: item for name, item in items.items() if not name.startswith("metadata")}
 
 
 def read(path: Path) -> dict[str, np.ndarray]:

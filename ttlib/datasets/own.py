@@ -8,13 +8,9 @@ from ttlib.datasets.arrays import KEYS
 
 
 def collect(
-    env,
-    act: Callable,
-    steps: int,
-    seed: int | Sequence[int],
-    reset_seed: int | None = None,
-    infos: Callable = lambda env: {},
-) -> dict[str, np.ndarray]:
+    env, act: Callable, steps: int, seed: int | Sequence[int],
+    reset_seed: int | None = None, infos: Callable = lambda env: {},
+) -> dict[str, np.ndarray]:  # fmt: skip
     """Step a gymnasium environment, and return `steps` steps as D4RL's flat arrays.
 
     act(state (N,), rng) returns an action (M,).  The generator `rng` has the seed `seed`.

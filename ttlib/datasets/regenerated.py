@@ -83,8 +83,7 @@ def _roll_out(task: str, snapshot: int, steps: int, seeds: list[int], chosen: Re
 def _jobs(task: str, quality: str, steps: int, seed: int, physics: str) -> list[tuple]:
     """Return the arguments of `_roll_out` for each part of a dataset."""
     chosen = recipe(task, quality)
-    per_snapshot = -(-4 // len(chosen.snapshots))
-    runs = [(snapshot, part) for snapshot in chosen.snapshots for part in range(per_snapshot)]
+    runs = [(snapshot, part) for snapshot in chosen.snapshots for part in range(-(-4 // len(chosen.snapshots)))]
     counts = [steps * (i + 1) // len(runs) - steps * i // len(runs) for i in range(len(runs))]
     return [
         (task, snapshot, count, [seed, snapshot] + [part] * (part > 0), chosen, physics)

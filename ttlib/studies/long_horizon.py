@@ -200,12 +200,12 @@ def poses(size: str, count: int = 3) -> pd.DataFrame:
         held, start = references(size, protocol.steps)
         trajectories = {"reference": np.concatenate([np.repeat(start[None, None], len(held), axis=0), held], 1)}
         trajectories |= {model: sampled(protocol, model, protocol.seeds[0])[0] for model in FIGURE_1}
-        rows = []
-        for model, states in trajectories.items():
-            for i, trajectory in enumerate(states[:count]):
-                for t, q in enumerate(bodies.pose("humanoid", trajectory)):
-                    rows.append({"model": model, "rollout": i, "t": t} | {f"q{j}": x for j, x in enumerate(q)})
-        return pd.DataFrame(rows)
+        return pd.DataFrame(
+            {"model": model, "rollout": i, "t": t} | {f"q{j}": x for j, x in enumerate(q)}
+            for model, states in trajectories.items()
+            for i, trajectory in enumerate(states[:count])
+            for t, q in enumerate(bodies.pose("humanoid", trajectory))
+        )
 
     items = [item for model in FIGURE_1 for item in made_of(protocol, model)]
     config = {"protocol": protocol, "count": count}

@@ -43,11 +43,7 @@ class WindowReader:
                 f"the model reads {model.config.prefix} goal tokens; expected none: predict with a model without goals"
             )
         self.model, self.kept_transitions, self.t, self.window = model, kept_transitions, 0, []
-        self.cache = self._empty()
-
-    def _empty(self) -> Cache:
-        """Return an empty cache that grows by one transition at a time."""
-        return Cache(spare_slots=self.model.config.transition.D)
+        self.cache = Cache(spare_slots=model.config.transition.D)  # it grows by one transition at a time
 
     def read(self, ids: Tensor) -> Tensor:
         """Read the next tokens ids (S, n), of one transition, and return the logits (S, V) of the token after them."""
@@ -58,7 +54,7 @@ class WindowReader:
             self.t += 1
             length = D * context_length(self.t, self.model.config.T, self.kept_transitions)
             if length < self.cache.length:
-                self.window, self.cache = [torch.cat(self.window, 1)[:, -length:]], self._empty()
+                self.window, self.cache = [torch.cat(self.window, 1)[:, -length:]], Cache(spare_slots=D)
                 # The first token of the next state is also predicted from the shorter window.
                 logits = cache.decode(self.model, self.window[0], self.cache)[:, -1]
         return logits
@@ -92,15 +88,9 @@ def _tokens_to_read(tokenizer: Tokenizer, token: Tensor, dim: int, masked: Tenso
 
 @torch.inference_mode()
 def rollout(
-    model: GPT,
-    tokenizer: Tokenizer,
-    start: np.ndarray,
-    steps: int,
-    kept_transitions: int,
-    streams: Streams,
-    mask_probability: float = 0.0,
-    progress: Callable[[int], None] | None = None,
-) -> Prediction:
+    model: GPT, tokenizer: Tokenizer, start: np.ndarray, steps: int, kept_transitions: int, streams: Streams,
+    mask_probability: float = 0.0, progress: Callable[[int], None] | None = None,
+) -> Prediction:  # fmt: skip
     """Sample a trajectory of `steps` transitions from each first state, start (S, N) in raw units.
 
     Each token but rewards-to-go is drawn from the model, as `WindowReader` reads.  Each state dimension is masked with
