@@ -42,10 +42,9 @@ def elsewhere(folder, monkeypatch):
 
 
 def edit(path, column, change):
-    """Change a column of a record's first row, as somebody would who also mends its digest."""
+    """Change a column of a record, as somebody would who also mends its digest."""
     table, beside = pd.read_csv(path), path.with_suffix(".json")
-    table[column] = table[column].astype(object)
-    table.loc[0, column] = change(table.loc[0, column])
+    table[column] = table[column].map(change)
     path.write_text(table.to_csv(index=False))
     about = json.loads(beside.read_text()) | {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     beside.write_text(json.dumps(about))
@@ -55,8 +54,8 @@ def test_records_of_this_machine_hold(folder, capsys):
     sentence, wrong = spot_check.check("smoke", share=1.0)
     assert wrong == [] and sentence.startswith("checked 6 of 6 recorded rollouts on this machine: 6 equal (")
     assert json.loads((folder / "spot-check-smoke.json").read_text())["sentence"] == sentence
-    assert command("smoke", 0.0) == 0  # one of each record, and another one to its end
-    assert "checked 3 of 6" in capsys.readouterr().out
+    assert command("smoke", 0.0) == 0  # one of each record, of which one to its end
+    assert "checked 2 of 6" in capsys.readouterr().out
 
 
 def test_a_weight_that_changed_by_a_hundredth_shows(monkeypatch, capsys):
@@ -82,7 +81,7 @@ def test_another_search_shows(monkeypatch):
 
 
 @pytest.mark.parametrize("column, change", [
-    ("actions", lambda text: json.dumps([[(x + 1) % 50 for x in row] for row in json.loads(text)])),
+    ("actions", lambda text: json.dumps([[50, *row[1:]] if t == 3 else row for t, row in enumerate(json.loads(text))])),
     ("values", lambda text: json.dumps([x + 1 for x in json.loads(text)])),
     ("return", lambda x: 1.01 * x + 1)])  # fmt: skip
 def test_a_record_that_was_edited_shows(folder, column, change):
@@ -90,7 +89,7 @@ def test_a_record_that_was_edited_shows(folder, column, change):
     kept = {p: p.read_bytes() for p in (path, path.with_suffix(".json"))}
     edit(path, column, change)
     wrong = spot_check.check("smoke", 1.0)[1]
-    assert wrong and all("table1_rollouts" in line and "seed 0" in line for line in wrong)
+    assert any("table1_rollouts" in line and ", seed " in line for line in wrong)
     for p, content in kept.items():
         p.write_bytes(content)
 
