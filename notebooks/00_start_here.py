@@ -143,16 +143,21 @@ plt.show()
 #
 # | command | what it does |
 # |---|---|
-# | `make all` | computes data, results, figures, pages and this book from the shipped models |
+# | `make all` | makes every figure, every page and this book from shipped models and records, and checks some records |
+# | `make check` | makes recorded rollouts again and compares them |
+# | `make recompute` | computes every result anew from the shipped models |
 # | `make scratch` | does the same, but first trains every model |
 # | `make book` | makes this book from results that are already there |
 # | `make SIZE=smoke all` | runs every cell in a few minutes, with results that mean nothing |
 # | `make lab` | opens the pages in Jupyter |
-# | `make sweep` | runs Table 1, imitation and ablations as jobs, here or on a cluster; it is a part of `make all` |
+# | `make sweep` | makes the rollouts that no record holds, as jobs, here or on a cluster; it is a part of `make all` |
 # | `make table1` | shows the part of Table 1 that is finished |
 # | `make bench` | measures how fast this machine plans and trains, for the page on speed |
 #
-# Before they begin, `make all` and `make scratch` print an estimate for your machine. The table below says how long it
+# Results that cost more than a minute are kept in `data/records/`. `make all` takes a record while its models, its
+# settings and the code are the present ones. Otherwise it computes the result anew and says so.
+#
+# Before they begin, `make all`, `make recompute` and `make scratch` print an estimate for your machine. The table below says how long it
 # took to train the shipped models and to compute the results of this book. The folder of each model and the JSON file
 # of each result hold their own times.
 

@@ -92,9 +92,10 @@ print(json.dumps(keys.plain(job))[:300], "...")
 # make table1                               # Table 1 of the finished jobs
 # ```
 #
-# The sweep prints how many jobs are done, running, waiting and failed. It estimates the remaining time from the jobs
+# The sweep leaves out the rollouts that a record in `data/records/` holds; `ARGS="--mode recompute"` makes them all. It
+# prints how many jobs are done, running, waiting and failed. It estimates the remaining time from the jobs
 # that are done, and prints it beside the first estimate, which comes from the calculation below. When the sweep is
-# finished, the pages on Table 1, imitation and ablations load its results.
+# finished, the pages load its results.
 
 # %% [markdown]
 # ## What breaks

@@ -10,6 +10,7 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -170,8 +171,7 @@ def test_the_hopper_page_clones_the_policy_of_table_1():
         assert {f"hopper-medium-replay-bc{seed}" for seed in ("", "-seed1", "-seed2")} <= set(labels)
 
 
-def test_every_job_is_there_once_after_its_models(monkeypatch):
-    monkeypatch.setenv("TTLIB_MODE", "recompute")  # otherwise jobs whose rollouts are recorded are left out
+def test_every_job_is_there_once_after_its_models():
     for size in places.SIZES:
         todo = jobs.jobs(size)
         runs = [run for sets in jobs.tables(size).values() for run in sets]
@@ -186,6 +186,30 @@ def test_every_job_is_there_once_after_its_models(monkeypatch):
     assert names == {"walker2d-medium-replay"}
     with pytest.raises(ValueError, match="'ant'.*hopper-medium"):
         jobs.jobs("laptop", "ant")
+
+
+def test_only_sets_that_are_not_recorded_are_made(monkeypatch, tmp_path):
+    exp, made = experiments.get("hopper-expert", "laptop"), []
+    a, b, c = (rollouts.RolloutSet(exp, "behaviour", "the expert", seeds) for seeds in ((0,), (1, 2), (3,)))
+
+    def rows(run):
+        made.append(run)
+        return pd.DataFrame([dict.fromkeys(rollouts.MEASURED, seed) for seed in run.seeds])
+
+    monkeypatch.setattr(rollouts.RolloutSet, "made", rows)
+    data = functools.lru_cache(lambda config: SimpleNamespace(returns=np.ones(1)))
+    monkeypatch.setattr(rollouts.store, "dataset", data)
+    monkeypatch.setattr(places, "records", lambda size: tmp_path / "records" / size)
+    first = rollouts.table("t", "laptop", [a, b])
+    for path in places.TABLES.glob("t-*"):
+        path.unlink()
+    monkeypatch.setattr(jobs, "tables", lambda size: {"t": [a, b, c]})
+    assert made == [a, b] and jobs.unrecorded("laptop") == [c] and jobs.jobs("laptop") == [a, b, c]
+    both = rollouts.table("t", "laptop", [a, b, c])
+    assert made == [a, b, c] and both.rollout_seed.tolist() == [0, 1, 2, 3] and both.iloc[:3].equals(first)
+    assert jobs.unrecorded("laptop") == []
+    monkeypatch.setenv("TTLIB_MODE", "recompute")
+    assert jobs.unrecorded("laptop") == [a, b, c]
 
 
 def test_fifteen_runs_of_paper_size_are_five_models_with_three_rollouts_each():
@@ -220,7 +244,7 @@ def test_table_1_of_what_is_finished_is_printed_and_written(elsewhere, capsys):
 
 
 def command(monkeypatch, todo, *arguments):
-    monkeypatch.setattr(jobs, "jobs", lambda size, only="": list(todo))
+    monkeypatch.setattr(jobs, "unrecorded", lambda size, only="": list(todo))
     monkeypatch.setattr("sys.argv", ["sweep.py", "--size", "smoke", *arguments])
     return sweep_command.main()
 

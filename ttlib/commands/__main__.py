@@ -43,7 +43,7 @@ def estimate_sweep(size: str, rate: float) -> float:
         tokens = exp.train.updates * exp.train.batch * exp.model.max_tokens / 1e6
         minutes = sweep.seconds(exp, rate) / 60
         print(f"  {exp.label:32} train on {tokens:5.1f} million tokens: about {minutes:.1f} minutes")
-    todo = [job for job in jobs.jobs(size) if isinstance(job, rollouts.RolloutSet) and not sweep.files_there(job)]
+    todo = [job for job in jobs.unrecorded(size) if isinstance(job, rollouts.RolloutSet) and not sweep.files_there(job)]
     workers, work = torch.get_num_threads(), [*models, *todo]
     takes = sweep.makespan(work, {job: sweep.seconds(job, rate / workers) for job in work}, workers)
     every, minutes = sum(map(len, jobs.tables(size).values())), f": about {takes / 60:.0f} minutes" if todo else ""

@@ -68,7 +68,7 @@ def main() -> int:
     arguments = parse()
     os.environ["TTLIB_MODE"] = arguments.mode
     try:
-        todo = jobs.jobs(arguments.size, arguments.only)
+        todo = jobs.unrecorded(arguments.size, arguments.only)
         workers = executor(arguments)
     except (ValueError, ConnectionError, ImportError) as error:
         print(error, file=sys.stderr)

@@ -27,20 +27,31 @@ def checkable(size: str) -> dict[str, list]:
 def jobs(size: str, only: str = "") -> list[Job]:
     """Return each job once, models before the rollouts that need them.
 
-    only: the jobs of datasets whose name contains this.  Sets that are recorded are left out, where records are taken.
-    Raises ValueError where no dataset has such a name.
+    only: the jobs of datasets whose name contains this.  Raises ValueError where there are none.
     """
-    every = [(name, run) for name, runs in tables(size).items() for run in runs if only in run.exp.data.name]
-    if not every:
-        names = sorted({run.exp.data.name for runs in tables(size).values() for run in runs})
+    every = [run for sets in tables(size).values() for run in sets]
+    runs = [run for run in every if only in run.exp.data.name]
+    if not runs:
+        names = sorted({run.exp.data.name for run in every})
         raise ValueError(f"no dataset's name contains {only!r}; expected a part of one of {names}")
-    known = {name: rollouts.recorded(name, size) for name in dict(every)}
+    return _once(runs)
+
+
+def _once(runs: list[RolloutSet]) -> list[Job]:
+    """Return each set of rollouts and each model that it needs once, models first."""
     by_identity = {}
-    for name, run in every:
-        if known[name] is None or run.key not in set(known[name].key):
-            for job in (*run.models, run):
-                by_identity.setdefault(sweep.identity(job), job)
+    for job in (job for run in runs for job in (*run.models, run)):
+        by_identity.setdefault(sweep.identity(job), job)
     return list(by_identity.values())
+
+
+def unrecorded(size: str, only: str = "") -> list[Job]:
+    """Return the jobs of `jobs` whose rollouts no record holds that may be taken."""
+    wanted, runs = set(jobs(size, only)), []
+    for name, sets in tables(size).items():
+        known = rollouts.recorded(name, size)
+        runs += [run for run in sets if known is None or run.key not in set(known.key)]
+    return [job for job in _once(runs) if job in wanted]
 
 
 def fits(size: str) -> list[Fit]:
