@@ -538,6 +538,8 @@ CONTROL_STEP = {"hopper": 0.008, "walker2d": 0.008, "halfcheetah": 0.05, "humano
 def _decisions(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     """Return seconds of the fastest decision by task, for one environment: of the Transformer, and of the ensemble."""
     one = rows_of(table, environments=1).dropna(subset="seconds_per_decision")
+    if "setting" in one:  # Table 1's search is shorter than any that the paper times
+        one = one[one.setting != "table 1"]
     ensemble = one.model == "ensemble"
     return tuple(rows.groupby("task").seconds_per_decision.min() for rows in (one[~ensemble], one[ensemble]))
 
