@@ -42,6 +42,7 @@ training = bench.table("training", size)
 planning, scaling, profile = (  # the planner computes in fp32
     bench.table(name, size).query("dtype == 'float32'") for name in ("planning", "scaling", "profile")
 )
+every_planner, planning = planning, bench.as_planned(planning)
 about = json.loads((places.folder(size) / "bench_planning.json").read_text())
 published = pd.read_csv(places.ROOT / "data" / "published_speed.csv")
 MODEL = planning.model.iloc[0]
@@ -51,6 +52,10 @@ Markdown(f"Measured on {about['machine']}, with torch {about['versions']['torch'
 # This page measures nothing. It draws the tables that `make bench` wrote, so run `make bench` first if you want to
 # see your own machine. With one thread, the clock counts the time of the benchmark's process only, and the shortest
 # of several runs counts. Other programs therefore disturb the numbers little, but they still use the caches.
+#
+# The *native* planner is a program in C++ that is compiled on your machine when it is first needed. Where there is no
+# compiler, or on a GPU, the *PyTorch* planner does the same. Times are those of the native planner where it was there,
+# unless we say otherwise.
 #
 # All times are for models of the size of the authors' code: 4 layers, 4 heads, 128 wide. The *fast* search keeps 32
 # plans over 5 transitions. The *default* search keeps 128 plans over 15 transitions. Both try two candidates per plan.
@@ -203,12 +208,13 @@ def shown(table: pd.DataFrame, index: list[str], columns: dict[str, str]):
     return rows.rename(columns=columns).style.format(digits, na_rep="").set_table_styles(small)
 
 
-timed = planning[planning.setting != "uncached"].sort_values("profile", kind="stable")
+timed = every_planner.assign(planner=every_planner.get("planner", "torch"))
+timed = timed[timed.setting != "uncached"].sort_values("profile", kind="stable")
 timed = timed.assign(limit=timed.gflop_per_decision / timed.gflops_ceiling)
 NUMBERS = {"seconds_per_decision": "time (s)", "limit": "lower limit (s)"}
 NUMBERS |= {"share_of_ceiling": "fraction of the rate", "peak_mb": "memory (MB)"}
 NUMBERS |= {"ratio_scaled": "times as fast as the fastest peer"}
-WHO = ["profile", "setting", "task", "model", "threads", "environments"]
+WHO = ["profile", "setting", "task", "model", "threads", "environments", "planner"]
 shown(timed, WHO, NUMBERS)
 
 # %% [markdown]
@@ -220,34 +226,40 @@ shown(timed, WHO, NUMBERS)
 # - The *cache* keeps keys and values. The planner reads the context once, and all plans of an environment use it. Within
 #   a step, plans grow as a tree: they fork by index, and no key is moved.
 # - *Many environments in one batch* make operations larger and fewer.
+# - The *native planner* does in C++ what PyTorch does in many small operations. Its sequences are lists of pages of keys
+#   and values, and the weights lie in the order in which it reads them.
 
 # %% tags=["hide-input"]
-fast = planning.query("task == 'hopper' and model == @MODEL and profile == 'released' and threads == 1")
-times = fast.set_index(["setting", "environments"]).seconds_per_decision
-many = times["fast"].index.max()
-steps = {"every sequence read anew": times["uncached", 1], "cache, shared context": times["fast", 1]}
-steps[f"cache, {many} environments"] = times["fast", many]
+fast = timed.query("task == 'hopper' and model == @MODEL and profile == 'released' and threads == 1")
+by_planner = {name: rows[rows.setting == "fast"].set_index("environments") for name, rows in fast.groupby("planner")}
+uncached = planning.query("task == 'hopper' and model == @MODEL and setting == 'uncached'").seconds_per_decision.iloc[0]
+steps = {"every sequence read anew": uncached}
+for name in sorted(by_planner, reverse=True):
+    for n in (1, by_planner[name].index.max()):
+        label = f"{'native planner' if name == 'native' else 'cache, shared context'}, {n} environment{'s' * (n > 1)}"
+        steps[label] = by_planner[name].seconds_per_decision[n]
 gains = pd.DataFrame({"s / decision": steps})
 gains["times as fast"] = gains["s / decision"].iloc[0] / gains["s / decision"]
 gains.style.format("{:.3g}")
 
 # %% [markdown]
-# Only products of matrices are arithmetic that no planner can avoid. How much could a compiled planner save at most?
+# Only products of matrices are arithmetic that no planner can avoid. How much does a compiled planner save of what
+# PyTorch spends on all else?
 
 # %% tags=["hide-input"]
 sentences = []
 for n in sorted(set(profile.environments) & set(fast.environments)):
-    row = fast[(fast.setting == "fast") & (fast.environments == n)].iloc[0]
+    share = by_planner["torch"].share_of_ceiling[n]
     factor = 1 / profile[(profile.environments == n) & profile.kind.str.endswith("products")].share.sum()
     sentences.append(
-        f"With {n} environment{'s' * (n > 1)}, a fast decision would be {factor:.1f} times as fast if everything but "
-        f"the products were free. It would be {1 / row.share_of_ceiling:.1f} times as fast if the products also "
+        f"With {n} environment{'s' * (n > 1)}, a fast decision of PyTorch would be {factor:.1f} times as fast if "
+        f"everything but the products were free. It would be {1 / share:.1f} times as fast if the products also "
         "reached the machine's rate."
     )
-Markdown(
-    f"{' '.join(sentences)} To get a part of this, we would have to maintain a second implementation in a compiled "
-    "language. We decided against it."
-)
+    if "native" in by_planner:
+        gain = by_planner["torch"].seconds_per_decision[n] / by_planner["native"].seconds_per_decision[n]
+        sentences.append(f"The native planner is {gain:.1f} times as fast.")
+Markdown(" ".join(sentences))
 
 # %% [markdown]
 # On a GPU, a decision is a chain of small kernels. The benchmark also runs there, and it waits for the device before
@@ -390,7 +402,7 @@ print(f"{tokens:,} tokens; with 64 contexts {tokens + 63 * context:,}")
 # ```{exercise} How far from the limit?
 # :label: ex-floor
 #
-# Suppose that matrix products reached the machine's rate and everything else stayed as it is. How much faster would a
+# Suppose that PyTorch's matrix products reached the machine's rate and all else stayed as it is. How much faster would a
 # fast decision be? Use the percentages of {numref}`fig-speed-profile`.
 # ```
 #
@@ -401,14 +413,13 @@ print(f"{tokens:,} tokens; with 64 contexts {tokens + 63 * context:,}")
 # %%
 first = profile[profile.environments == 1]
 products = first[first.kind.str.endswith("products")].share.sum()
-hopper = one.query("task == 'hopper' and model == @MODEL")
-at_rate = hopper.share_of_ceiling.iloc[0]
+at_rate = by_planner["torch"].share_of_ceiling[1]
 print(f"products take {products:.0%} of the time, and would take {at_rate:.0%}")
 print(f"a decision would be {1 / (1 - products + at_rate):.2f} times as fast")
 
 # %% [markdown]
-# The rest consists of small operations, each with a fixed cost. Only fewer and larger operations help further, such as
-# more environments in one batch.
+# The rest consists of small operations, each with a fixed cost. Fewer and larger operations help further, such as more
+# environments in one batch. The native planner goes the other way: it makes small operations cheap.
 #
 # ````{solution-end}
 # ````

@@ -40,7 +40,7 @@ from ttlib.pipeline.experiments import Experiment
 from ttlib.studies.jobs import jobs
 
 figures.style()
-training, planning = bench.table("training", size), bench.table("planning", size)
+training, planning = bench.table("training", size), bench.as_planned(bench.table("planning", size))
 published = pd.read_csv(places.ROOT / "data" / "published_speed.csv")
 
 

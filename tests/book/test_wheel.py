@@ -55,6 +55,11 @@ def test_readmes_lines_are_few_and_start_the_readme():
     assert all(len(line) <= 84 for line in lines_of_readme().splitlines())
 
 
+def test_the_planners_source_is_in_the_wheel(site):
+    source = Path("ttlib", "native", "planner.cpp")
+    assert (site / source).read_text() == (ROOT / source).read_text()
+
+
 def test_what_needs_the_checkout_says_so_in_one_sentence(site, tmp_path):
     done = python(site, "import ttlib.datasets.own, ttlib.baselines.cloning, ttlib.search", tmp_path)
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,7 @@
 """Tests of the bench: it counts and compares correctly, and measures a row once."""
 
 import subprocess
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -118,7 +119,7 @@ def test_rows_are_different_and_planned_in_fp32(size, whole):
         rows = jobs(size, whole)
         assert rows and (size == "smoke" or len(set(rows)) == len(rows))
         assert name == "training" or {row.dtype for row in rows} == {"float32"}
-    assert all((places.ROOT / "ttlib" / f"{part}.py").exists() for part in bench.CODE)
+    assert all((places.ROOT / "ttlib" / part).exists() for part in bench.CODE)
 
 
 def test_a_missing_table_is_measured_but_not_in_mode_book(tmp_path, monkeypatch):
@@ -137,3 +138,23 @@ def test_a_missing_table_is_measured_but_not_in_mode_book(tmp_path, monkeypatch)
     for _ in range(2):
         assert bench.table("planning", "smoke").task.tolist() == ["hopper"]
     assert commands == [["-m", "ttlib.commands.bench", "--size", "smoke"]]
+
+
+def test_the_native_planner_stands_for_a_search_where_it_was_timed():
+    jobs = [bench.Planning("hopper", "O", planner=name, environments=n) for n in (1, 4) for name in ("torch", "native")]
+    table = pd.DataFrame([asdict(job) for job in jobs[:3]]).assign(seconds_per_decision=[3.0, 1.0, 2.0])
+    assert bench.as_planned(table).seconds_per_decision.tolist() == [1, 2]
+    assert bench.as_planned(table[::2].drop(columns="planner")).planner.tolist() == ["torch"] * 2
+
+
+def test_both_planners_are_timed_on_the_same_searches(monkeypatch):
+    monkeypatch.setattr(bench.decoder, "planner", lambda: "native")
+    jobs = [job for job in bench.planning_jobs("laptop", True) if job.threads == 1]
+    searches = {name: {replace(job, planner="") for job in jobs if job.planner == name} for name in bench.READERS}
+    others = {"uncached", "random shooting"}
+    assert searches["native"] == {job for job in searches["torch"] if job.setting not in others}
+    rows = {(job.profile, job.environments) for job in searches["native"] if job.setting == bench.TABLE1}
+    assert rows == {("released", 6), ("released", 1), ("v1", 3)}
+    for job in searches["native"]:
+        if job.setting == bench.TABLE1:
+            assert job.plan == experiments.get("hopper-medium", profile=job.profile).plan

@@ -475,6 +475,8 @@ CONTROL_STEP = {"hopper": 0.008, "walker2d": 0.008, "halfcheetah": 0.05, "humano
 def slower(tables: Tables, limits: Limits, than: str) -> Finding:
     """Compare the fastest decision for one environment with the ensemble's, or with the control step, in every task."""
     one = rows_of(tables["bench_planning"], environments=1).dropna(subset="seconds_per_decision")
+    if "setting" in one:  # Table 1's search is shorter than any that the paper times
+        one = one[one.setting != "table 1"]
     ensemble = one.model == "ensemble"
     ours, theirs = (rows.groupby("task").seconds_per_decision.min() for rows in (one[~ensemble], one[ensemble]))
     times = (ours / (theirs if than == "ensemble" else pd.Series(CONTROL_STEP))).dropna()

@@ -32,6 +32,7 @@ from ttlib import control, cpu, files, search, tokenizer, train
 from ttlib.baselines import cloning, shooting
 from ttlib.baselines.ensemble import Ensemble
 from ttlib.model import GPT, ModelConfig
+from ttlib.native import decoder
 from ttlib.pipeline import cpu_training, experiments, keys, places, provenance, results, store
 
 WINDOW, PAST = 20, 5  # transitions
@@ -43,11 +44,14 @@ MODELS = {  # O: the authors' code; P: the paper; S: for size smoke
 }
 SEARCHES = {"fast": (32, 5), "default": (128, 15)}  # plans and horizon, with two candidates per plan
 CODE = (
-    "commands/bench",
-    *("model", "cache", "cpu", "search", "control", "train", "tokenizer", "pipeline/cpu_training"),
-    *("baselines/ensemble", "baselines/cloning", "baselines/shooting"),
+    *("commands/bench.py", "pipeline/cpu_training.py"),
+    *("native/compiling.py", "native/decoder.py", "native/planner.cpp"),
+    *("model.py", "cache.py", "cpu.py", "search.py", "control.py", "train.py", "tokenizer.py"),
+    *("baselines/ensemble.py", "baselines/cloning.py", "baselines/shooting.py"),
 )
+READERS = {"native": decoder.NativeDecoder, "torch": control.Decoder}
 REAL_TIME_PAST = experiments.get(experiments.TABLE1[0], profile="released").context  # as Table 1's planner
+TABLE1 = "table 1"  # the setting of rows that search as Table 1 does
 ENSEMBLE = "ensemble"  # the single-step models of random shooting, which tries as many transitions as the fast search
 
 
@@ -58,7 +62,8 @@ class Planning:
     task: str
     model: str
     profile: str = "released"
-    setting: str = "fast"  # or default; uncached: fast without a cache; other: another search
+    planner: str = "torch"  # or native
+    setting: str = "fast"  # or default; table 1; uncached: fast without a cache; other: another search
     plans: int = SEARCHES["fast"][0]
     horizon: int = SEARCHES["fast"][1]
     past: int = PAST
@@ -75,7 +80,9 @@ class Planning:
 
     @property
     def plan(self) -> search.Plan:
-        """The search of its profile."""
+        """The search of its profile, or that of Table 1."""
+        if self.setting == TABLE1:
+            return experiments.get(experiments.TABLE1[0], profile=self.profile).plan
         v1 = self.profile == "v1"
         return search.Plan(self.horizon, self.plans, 2, reward_in_R=v1, proposal="beam" if v1 else "sample")
 
@@ -131,7 +138,7 @@ def deciding(job: Planning) -> tuple[GPT, Callable[[], object]]:
     model = GPT(ModelConfig(transition, WINDOW, **MODELS[job.model])).eval().to(device)
     fitted = tokenizer.fit(torch.rand(1000, transition.D).T, transition, model.config.V, "uniform").to(device)
     ids = random_ids(model.config, job.environments, job.past * transition.D + transition.N).to(device)
-    reader = Uncached if job.setting == "uncached" else control.Decoder
+    reader = Uncached if job.setting == "uncached" else READERS[job.planner]
     choose, streams = control.ByReward(job.plan), control.Streams(range(job.environments), device)
     return model, torch.inference_mode()(lambda: choose(reader(model, fitted, ids), streams))
 
@@ -231,8 +238,10 @@ def measure(job: Planning | Training, budget: float = 1.5) -> dict:
     row = {name: ceiling(dtype, job.threads, budget) for name, dtype in types.items()}
     if job.model == ENSEMBLE:
         operations, work = shooting_through(job)
+    elif isinstance(job, Planning):
+        operations, work = count_operations(*deciding(replace(job, planner="torch"))), deciding(job)[1]
     else:
-        model, work = deciding(job) if isinstance(job, Planning) else updating(job)
+        model, work = updating(job)
         operations = count_operations(model, work)
     took = seconds(work, job.threads, budget)
     if isinstance(job, Planning):
@@ -322,11 +331,17 @@ def threads(whole: bool) -> list[int]:
     return [1, 2] if whole and (os.cpu_count() or 1) > 1 and not torch.cuda.is_available() else [1]
 
 
+def planners() -> list[str]:
+    """Return the names of the planners that are measured, the one that the pipeline takes first."""
+    return ["native", "torch"] if decoder.planner() == "native" else ["torch"]
+
+
 def planning_jobs(size: str, whole: bool) -> list[Planning]:
     """Return the rows of bench_planning.csv."""
     jobs = []
     for t, model, task in itertools.product(threads(whole), models(size, whole), TASKS):
-        jobs += searches(Planning(task, model, threads=t), size, whole)
+        for planner in planners() if t == 1 else ["torch"]:  # the native planner has one thread
+            jobs += searches(Planning(task, model, threads=t, planner=planner), size, whole)
     jobs.append(Planning("hopper", models(size, whole)[0], setting="uncached"))
     jobs += [Planning(task, ENSEMBLE, setting="random shooting") for task in TASKS]
     return [replace(job, plans=2, horizon=2) for job in jobs] if size == "smoke" else jobs
@@ -343,7 +358,16 @@ def searches(fast: Planning, size: str, whole: bool) -> list[Planning]:
     if fast.threads == 1 and fast.model != "P":
         jobs += [replace(fast, profile="v1", environments=n) for n in environments[:3:2]]
         jobs += [replace(default, profile="v1")] * whole
+    if fast.threads == 1 and fast.model == "O":
+        jobs += [table1(fast, profile, n) for profile, n in (("released", 6), ("released", 1), ("v1", 3))]
     return jobs
+
+
+def table1(fast: Planning, profile: str, environments: int) -> Planning:
+    """Return the decisions of Table 1 for so many environments that still run."""
+    exp = experiments.get(experiments.TABLE1[0], profile=profile)
+    sizes = {"plans": exp.plan.beam_width, "horizon": exp.plan.horizon, "past": exp.context}
+    return replace(fast, profile=profile, setting=TABLE1, environments=environments, **sizes)
 
 
 def training_jobs(size: str, whole: bool) -> list[Training]:
@@ -362,7 +386,8 @@ def training_jobs(size: str, whole: bool) -> list[Training]:
 
 def scaling_jobs(size: str, whole: bool) -> list[Planning]:
     """Return the rows of bench_scaling.csv: one quantity at a time varies, and then searches for real time."""
-    base, few = Planning("hopper", models(size, whole)[0], setting="other"), 2 if size == "smoke" else None
+    base = Planning("hopper", models(size, whole)[0], planner=planners()[0], setting="other")
+    few = 2 if size == "smoke" else None
     varied = {
         ("beam width", "plans"): (4, 8, 16, 32, 64, 128),
         ("horizon", "horizon"): (1, 2, 5, 10, 15),
@@ -394,6 +419,14 @@ def table(name: str, size: str) -> pd.DataFrame:
             raise FileNotFoundError(f"{path} is missing: `make book` only draws; run `make SIZE={size} bench` first")
         subprocess.run([sys.executable, "-m", "ttlib.commands.bench", "--size", size], check=True)
     return pd.read_csv(path)
+
+
+def as_planned(planning: pd.DataFrame) -> pd.DataFrame:
+    """Return one row for each search of bench_planning.csv: that of the native planner where there is one."""
+    planning = planning.assign(planner=planning.get("planner", "torch"))
+    search = ["task", "model", "profile", "setting", "plans", "horizon", "past", "environments", "dtype", "threads"]
+    first = planning.sort_values("planner", kind="stable").drop_duplicates(search)  # "native" stands before "torch"
+    return first.sort_index()
 
 
 def machine() -> str:
@@ -442,7 +475,7 @@ def fill(name: str, size: str, jobs: list) -> None:
     Rows of other jobs stay if this machine measured them with this code.
     """
     path, start = places.folder(size) / f"bench_{name}.csv", time.perf_counter()
-    code = keys.key([keys.file_key(places.ROOT / "ttlib" / f"{part}.py") for part in CODE])
+    code = keys.key([keys.file_key(places.ROOT / "ttlib" / part) for part in CODE])
     origin = {"machine": machine(), "code": code}
     old = pd.read_csv(path).to_dict("records") if path.exists() else []
     rows = [row for row in old if _agrees(row, origin)]

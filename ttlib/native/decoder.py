@@ -88,7 +88,9 @@ _packed: weakref.WeakKeyDictionary[GPT, tuple[tuple, Packed]] = weakref.WeakKeyD
 
 def packed(model: GPT) -> Packed:
     """Return a model's packed weights; they are packed again after a change of a weight."""
-    version = tuple((x.data_ptr(), x._version) for x in model.parameters())
+    # Tensors made in inference mode do not count their changes.
+    changes = [hash(x.numpy().tobytes()) if x.is_inference() else x._version for x in model.parameters()]
+    version = tuple(x.data_ptr() for x in model.parameters()), changes
     if model not in _packed or _packed[model][0] != version:
         _packed[model] = version, Packed(model)
     return _packed[model][1]
