@@ -313,7 +313,7 @@ def names() -> list[str]:
 SHOOTING = EnsembleConfig(members=5, width=200, layers=3, lr=4e-3, batch=128, updates=4000, rewards=True)
 MLP = MLPConfig(updates=8000, lr=5e-3)  # as good as 20,000 at a constant rate (data/tried_cloning.csv)
 BASELINES = {"bc": MLP, "bc10": replace(MLP, share=0.1, lr=2e-3), "goal-mlp": replace(MLP, goal=True),
-             "values": replace(MLP, gamma=GAMMA), "dynamics": SHOOTING}  # fmt: skip
+             "values": replace(MLP, gamma=GAMMA, updates=12_000), "dynamics": SHOOTING}  # fmt: skip
 
 
 def baseline(kind: str, data: DataConfig, size: str, **settings) -> Fit:
