@@ -1,8 +1,10 @@
 """Tests of the page runner: bad arguments are refused before any work, and content decides what is run again."""
 
+import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -98,3 +100,36 @@ def test_a_page_lists_what_it_publishes(run, checkout, monkeypatch):
     results._write(checkout / "figures" / "smoke" / "t.csv", "1")
     results._write(checkout / "build" / "t.csv", "1")
     assert run.declared_outputs(checkout / "notebooks" / "01_page.py", "smoke") == ["figures/smoke/t.csv", ""]
+
+
+def test_a_page_is_stale_if_what_it_published_changes(run, checkout):
+    name = "data/records/laptop/t.csv"
+    (checkout / name).parent.mkdir(parents=True)
+    (checkout / name).write_text("1")
+    executed, outputs = checkout / "01_page.ipynb", {name: run.digest(checkout / name)}
+    executed.write_text(json.dumps({"metadata": {"ttlib": {"key": "k", "outputs": outputs}}}))
+    fresh = lambda key="k": run.up_to_date(executed, key, checkout / "01_page.py", "laptop")  # noqa: E731
+    assert fresh() and not fresh("other")
+    (checkout / name).write_text("2")
+    assert not fresh()
+    (checkout / name).unlink()
+    assert not fresh()
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_after_a_failed_page_no_other_begins(run, monkeypatch, at_once):
+    begun = []
+
+    def fake(command, env, **options):
+        begun.append((Path(command[2]).stem, env.get("OMP_NUM_THREADS"), command[3:]))
+        time.sleep(0.02)
+        return subprocess.CompletedProcess(command, 3 if command[2].startswith("02") else 0)
+
+    monkeypatch.setattr(run.subprocess, "run", fake)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    pages = [Path(f"{i:02}_page.py") for i in range(1, 9)]
+    assert run.run_each(pages, at_once, ["--size=smoke"]) == 3
+    names, threads, options = zip(*begun)
+    assert set(names) <= {"01_page", "02_page", "03_page", "04_page"} and options == (["--size=smoke"],) * len(names)
+    assert all((each is None) == (at_once == 1) for each in threads)
+    assert run.run_each(pages[2:], at_once, []) == 0 and len(begun) == len(names) + 6

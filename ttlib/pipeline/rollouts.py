@@ -303,22 +303,24 @@ class RolloutSet:
             "noise": getattr(self.read, "noise", 0.0) if planned else np.nan,
         }
 
-    def seconds(self) -> float:
-        """Return the seconds that its rollouts took here; 0 where they were recorded elsewhere."""
+    def about(self) -> dict:
+        """Return what is known of how its rollouts were made here; nothing where they were recorded elsewhere."""
         path = self.file().with_suffix(".json")
-        return json.loads(path.read_text())["wall_seconds"] if path.exists() else 0.0
+        return json.loads(path.read_text()) if path.exists() else {}
 
     def rows(self, recorded: pd.DataFrame | None = None) -> pd.DataFrame:
         """Return its rows of `table1_rollouts.csv`: those of its key that are recorded, or else made.
 
-        demonstrator: the mean return of the dataset's episodes.
+        demonstrator: the mean return of the dataset's episodes; planner: which code read the Transformer.
         """
         rows = None if recorded is None else recorded[recorded.key == self.key]
         if rows is None or not len(rows):
-            rows = self.made().assign(demonstrator=store.dataset(self.exp.data).returns.mean())
+            rows, demonstrator = self.made(), store.dataset(self.exp.data).returns.mean()
+            planner = self.about().get("planner", "torch") if self.transformer else "none"
+            rows = rows.assign(demonstrator=demonstrator, planner=planner)
         labels = {"dataset": self.exp.data.name, "source": self.exp.data.source, "method": self.method_shown,
                   "profile": self.profile, "setting": self.setting, "model_seed": self.model_seed}  # fmt: skip
-        return rows[["demonstrator", *MEASURED]].assign(**labels, **self.settings(), key=self.key)
+        return rows[["demonstrator", "planner", *MEASURED]].assign(**labels, **self.settings(), key=self.key)
 
     @property
     def method_shown(self) -> str:
@@ -355,7 +357,7 @@ def table(name: str, size: str, sets: list[RolloutSet]) -> pd.DataFrame:
     def make() -> pd.DataFrame:
         known = recorded(name, size)
         table = pd.concat([each.rows(known) for each in tqdm(sets, desc=name, unit="setting")], ignore_index=True)
-        table.attrs["seconds"] = sum(each.seconds() for each in sets)
+        table.attrs["seconds"] = sum(each.about().get("wall_seconds", 0.0) for each in sets)
         return table
 
     return store.table(name, size, make, sets, stage=ROLLOUT_STAGE, record=True)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ttlib import control
 from ttlib.baselines import agents
 from ttlib.environments import four_rooms, stepping, tasks
-from ttlib.native.decoder import decoder_for
+from ttlib.native.decoder import decoder_for, planner
 from ttlib.pipeline import experiments, keys, rollouts, store
 from ttlib.pipeline.experiments import Experiment
 
@@ -100,7 +100,8 @@ class Walks:
         ])  # fmt: skip
         rows["rooms"] = four_rooms.rooms_crossed(starts, goals)
         rows["ratio"] = length / np.maximum(four_rooms.shortest_path(starts, ends), 1e-9)
-        return rows.assign(model=self.model, split=self.split, setting=self.setting, key=self.key)
+        by = "none" if self.model in ("straight", "goal_mlp") else planner()
+        return rows.assign(model=self.model, split=self.split, setting=self.setting, planner=by, key=self.key)
 
 
 def walks(size: str) -> list[Walks]:
