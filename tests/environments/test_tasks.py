@@ -188,6 +188,20 @@ def test_starts_are_steps_in_mid_walk_and_fewer_are_the_first_of_more():
         regenerated.draw_starts(np.array([199, 200, 500, 800, 801, 300]), np.array([9, 9, 9, 9, 9, 0.8]), 4)
 
 
+def test_starts_lie_in_held_out_episodes_and_know_their_age(monkeypatch):
+    config, n = experiments.regenerated("humanoid", "walk-futures", "laptop"), 40 * 500
+    states = np.random.default_rng(0).normal(1.0, 0.3, size=(n, 45)).astype(np.float32)
+    ends = np.arange(n) % 500 == 499
+    walk = episodes({"observations": states, "actions": np.zeros((n, 1)), "rewards": np.zeros(n), "terminals": ends,
+                     "timeouts": np.zeros(n, bool)})  # fmt: skip
+    monkeypatch.setattr(store, "dataset", {config.starts_from: walk}.get)
+    found, rows, ages = store.starts(config)
+    assert found is walk and (ages == rows % 500).all() and (ages >= 200).all()
+    assert len(set(rows)) == 20 and (states[rows, store.FORWARD] > 0.8).all()
+    assert set(rows // 500) <= set(walk.split(0.05, 0)[1])
+    assert tasks.make("humanoid").unwrapped.observation_structure["qpos"] == store.FORWARD  # the first speed
+
+
 def test_the_key_of_a_dataset_depends_on_its_recipe(monkeypatch):
     keys = {q: store.policy_keys("humanoid", q) for q in regenerated.RECIPES["humanoid"]}
     assert keys["expert"][0] == keys["reference"][0]  # the policy is the same
