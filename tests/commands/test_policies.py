@@ -12,7 +12,7 @@ from ttlib.datasets import regenerated
 from ttlib.environments import policies, tasks
 
 RUNS = command.RUNS
-each_task = pytest.mark.parametrize("task", sorted(tasks.TASKS))
+each_task = pytest.mark.parametrize("task", sorted(RUNS))
 
 
 def record_of(task):
@@ -29,14 +29,16 @@ def test_snapshots_are_those_that_the_record_names(task):
     assert sorted(shipped) == record.get("shipped", record["steps"])
     assert set(shipped) <= set(record["steps"])
     assert {str(step) for step in shipped} <= set(record["stochastic_return"])
-    assert {step for recipe in regenerated.RECIPES[task].values() for step in recipe.snapshots} - {0} <= set(shipped)
+    made = [(robot, recipe) for robot in tasks.TASKS for recipe in regenerated.RECIPES[robot].values()]
+    steps = {n for robot, r in made if regenerated.folder(robot, r).name == task for n in r.snapshots} - {0}
+    assert steps and steps <= set(shipped)
     weights = [w["hidden1_weight"].tobytes() for w in shipped.values()]
     assert len(set(weights)) == len(weights), "one snapshot under two names"
 
 
 @each_task
 def test_arrays_fit_each_other_and_the_task(task):
-    env, (first, second) = tasks.make(task), record_of(task)["hyperparameters"]["hidden"]
+    env, (first, second) = command.environment(task, RUNS[task]), record_of(task)["hyperparameters"]["hidden"]
     N, M = env.observation_space.shape[0], env.action_space.shape[0]
     shapes = {"hidden0": (N, first), "hidden1": (first, second), "mean": (second, M), "log_std": (second, M)}
     expected = {f"{name}_weight": shape for name, shape in shapes.items()}
@@ -61,7 +63,9 @@ def test_a_snapshot_earns_what_its_record_says(task, step):
 
 @each_task
 def test_the_recipe_is_the_records(task):
-    run, record, spec = RUNS[task], record_of(task), tasks.make(task).spec
+    run, record = RUNS[task], record_of(task)
+    spec = command.environment(task, run).spec
+    assert record["task"] == (run.task or task)
     assert record["algorithm"].split()[0] == run.algorithm
     assert record["hyperparameters"] == run.hyperparameters | {"activation": "relu"}
     assert (record["seed"], record["steps"][-1]) == (run.seed, run.steps)
@@ -73,6 +77,21 @@ def test_the_recipe_is_the_records(task):
 def test_an_unknown_task_is_answered_with_the_nearest():
     with pytest.raises(ValueError, match="'waker2d'.*'walker2d'"):
         command.main(["waker2d"])
+
+
+def test_a_policy_that_has_to_walk_is_refused_where_it_stands_or_falls(monkeypatch):
+    """The message has the speed and the way out; without forces the body falls at once, and it is slow too."""
+    run, stands = RUNS["humanoid_walk"], policies.policy("humanoid", 825_000)
+    falls = lambda states, rng: np.zeros((len(states), 17))  # noqa: E731
+    for act, found in ((stands, r"0\.[0-4]\d m/s"), (falls, "a fall in 100% of 2 episodes")):
+        with pytest.raises(ValueError, match=f"humanoid_walk: .*{found}.*at least 1 m/s.*more steps.*another seed"):
+            command.check_walks("humanoid_walk", run, act, episodes=2)
+    leans = replace(run, min_speed=-9.0)
+    with pytest.raises(ValueError, match="a fall in 100%"):
+        command.check_walks("humanoid_walk", leans, falls, episodes=2)
+    walks = policies.policy("humanoid", run.steps, policies.POLICIES / "humanoid_walk")
+    monkeypatch.setattr(command, "MAX_FALLS", 1.0)  # it falls in a third of the episodes
+    assert " m/s, and a fall in " in command.check_walks("humanoid_walk", run, walks, episodes=2)
 
 
 def tiny(algorithm="SAC", **changes):

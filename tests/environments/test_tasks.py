@@ -1,5 +1,7 @@
 """Simulators and their two physics, behaviour policies and the datasets that they make."""
 
+from dataclasses import replace
+
 import gymnasium
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from ttlib.datasets import hdf5, regenerated
 from ttlib.datasets.arrays import KEYS, episodes
 from ttlib.datasets.regenerated import Recipe
 from ttlib.environments import bodies, policies, tasks
-from ttlib.pipeline import store
+from ttlib.pipeline import experiments, store
 
 
 def simulated(env, actions, seed=0):
@@ -106,7 +108,8 @@ def test_actions_are_the_tasks_own(task):
     assert random.std(0) == pytest.approx((space.high - space.low) / np.sqrt(12), rel=0.05)
     for recipe in regenerated.RECIPES[task].values():
         for step in recipe.snapshots:
-            wild = policies.policy(task, step)(states[:100] + 10 * rng.standard_normal(states[:100].shape), rng)
+            act = policies.policy(task, step, regenerated.folder(task, recipe))
+            wild = act(states[:100] + 10 * rng.standard_normal(states[:100].shape), rng)
             assert (wild >= space.low).all() and (wild <= space.high).all()
             if step:
                 assert np.abs(wild).max() == pytest.approx(space.high.max(), rel=1e-3)
@@ -161,7 +164,51 @@ def test_references_begin_in_one_state_and_separate(tmp_path):
     assert np.abs(np.diff(e.states[e.starts[1:] - 1], axis=0)).max() > 1e-3
 
 
-def test_the_key_of_a_dataset_depends_on_its_recipe():
+def test_episodes_begin_in_given_states_of_the_simulator(tmp_path):
+    """Each part of a dataset in one of them, to the last bit; what follows differs."""
+    walk = regenerated._roll_out("humanoid", 750_000, 60, [0], regenerated.recipe("humanoid", "walk"), "modern")
+    starts = [(walk["infos/qpos"][row], walk["infos/qvel"][row]) for row in range(0, 60, 3)]
+    regenerated.regenerate(tmp_path / "f", "humanoid", "walk-futures", 20 * 2 * 101, seed=0, starts=starts)
+    arrays = hdf5.read(tmp_path / "f")
+    e = episodes(arrays)
+    parts = [e.starts[:-1][(e.starts[:-1] >= i * 202) & (e.starts[:-1] < (i + 1) * 202)] for i in range(20)]
+    for i, (part, (qpos, qvel)) in enumerate(zip(parts, starts, strict=True)):
+        assert len(part) >= 2 and (arrays["infos/qpos"][part] == qpos).all(), i
+        assert (arrays["infos/qvel"][part] == qvel).all()
+        assert (e.states[part] == walk["observations"][3 * i]).all()
+        assert len(np.unique(e.actions[part], axis=0)) == len(part)
+
+
+def test_starts_are_steps_in_mid_walk_and_fewer_are_the_first_of_more():
+    age, speed = np.tile(np.arange(1000), 3), np.where(np.arange(3000) % 2, 1.0, 0.8)
+    rows = regenerated.draw_starts(age, speed, 20)
+    assert len(set(rows)) == 20 and (rows % 2 == 1).all() and (age[rows] >= 200).all() and (age[rows] <= 800).all()
+    assert regenerated.draw_starts(age, speed, 1) == rows[:1]
+    with pytest.raises(ValueError, match="^3 held-out steps of age 200 to 800 .* expected at least 4: take more steps"):
+        regenerated.draw_starts(np.array([199, 200, 500, 800, 801, 300]), np.array([9, 9, 9, 9, 9, 0.8]), 4)
+
+
+def test_starts_lie_in_held_out_episodes_and_know_their_age(monkeypatch):
+    config, n = experiments.regenerated("humanoid", "walk-futures", "laptop"), 40 * 500
+    states = np.random.default_rng(0).normal(1.0, 0.3, size=(n, 45)).astype(np.float32)
+    ends = np.arange(n) % 500 == 499
+    walk = episodes({"observations": states, "actions": np.zeros((n, 1)), "rewards": np.zeros(n), "terminals": ends,
+                     "timeouts": np.zeros(n, bool)})  # fmt: skip
+    monkeypatch.setattr(store, "dataset", {config.starts_from: walk}.get)
+    found, rows, ages = store.starts(config)
+    assert found is walk and (ages == rows % 500).all() and (ages >= 200).all()
+    assert len(set(rows)) == 20 and (states[rows, store.FORWARD] > 0.8).all()
+    assert set(rows // 500) <= set(walk.split(0.05, 0)[1])
+    assert tasks.make("humanoid").unwrapped.observation_structure["qpos"] == store.FORWARD  # the first speed
+
+
+def test_the_key_of_a_dataset_depends_on_its_recipe(monkeypatch):
     keys = {q: store.policy_keys("humanoid", q) for q in regenerated.RECIPES["humanoid"]}
     assert keys["expert"][0] == keys["reference"][0]  # the policy is the same
     assert keys["expert"] != keys["reference"]  # its episodes are not
+    assert keys["walk"][0] == keys["walk-futures"][0] != keys["expert"][0]
+    futures = experiments.regenerated("humanoid", "walk-futures", "laptop")
+    other = replace(futures, starts_from=replace(futures.starts_from, steps=1))
+    found = {store.data_key(futures), store.data_key(other)}
+    monkeypatch.setattr(regenerated, "MIN_SPEED", 0.5)
+    assert len(found | {store.data_key(futures)}) == 3

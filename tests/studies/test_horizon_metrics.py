@@ -95,6 +95,78 @@ def test_a_histogram_counts(seed, n):
     assert horizon_metrics.histogram(grid, samples, alive).sum(2) == pytest.approx(totals)
 
 
+def recorded(*parts):
+    """Return episodes with these states, (T, N) each."""
+    n = sum(map(len, parts))
+    ends = np.isin(np.arange(n), np.cumsum([len(part) for part in parts]) - 1)
+    return episodes({"observations": np.concatenate(parts), "actions": np.zeros((n, 1)), "rewards": np.zeros(n),
+                     "terminals": ends, "timeouts": np.zeros(n, bool)})  # fmt: skip
+
+
+@given(seed=seeds, age=st.integers(0, 6), radius=st.integers(0, 3))
+def test_the_clock_counts_the_states_of_the_same_age(seed, age, radius):
+    rng = np.random.default_rng(seed)
+    grid, parts = random_grid(rng), [rng.normal(size=(T, 3)) for T in (4, 7, 1)]
+    counts = horizon_metrics.counts_by_age(grid, recorded(*parts))
+    mass, n = horizon_metrics.clock(counts, age, 3, radius)
+    for t in (1, 2, 3):
+        found = [s for part in parts for a, s in enumerate(part) if abs(a - (age + t)) <= radius]
+        assert n[t - 1] == len(found)
+        for i, b in np.ndindex(3, V):
+            expected = np.mean([bin_of(grid, i, s[i]) == b for s in found]) if found else 0
+            assert mass[t - 1, i, b] == pytest.approx(expected)
+    mass, n = horizon_metrics.constant(counts, 3)
+    assert n.tolist() == 3 * [12] and (mass == mass[:1]).all()
+    assert mass[0] == pytest.approx(horizon_metrics.histogram(grid, np.concatenate(parts)[:, None], 12)[0])
+
+
+def test_the_clock_is_constant_where_each_age_has_the_same_states():
+    rng = np.random.default_rng(0)
+    grid = random_grid(rng)
+    counts = horizon_metrics.counts_by_age(grid, recorded(*(np.repeat(s, 9, 0) for s in rng.normal(size=(5, 1, 3)))))
+    clock, constant = horizon_metrics.clock(counts, 1, 5), horizon_metrics.constant(counts, 5)
+    assert clock[0] == pytest.approx(constant[0]) and clock[1].tolist() == 5 * [5 * 5]
+
+
+@given(seed=seeds)
+def test_analogs_foretell_a_deterministic_period(seed):
+    """Four episodes of six periods from any phase; the copies of a state near an end have a shorter future."""
+    rng = np.random.default_rng(seed)
+    grid, wave = random_grid(rng), rng.normal(size=(7, 3)) * [1.0, 10.0, 0.1]
+    data = recorded(*(np.tile(np.roll(wave, shift, 0), (6, 1)) for shift in rng.integers(7, size=4)))
+    mass, n = horizon_metrics.analog(grid, data, wave[2], steps=10, count=20)
+    assert (np.diff(n) <= 0).all() and n[0] <= 20 and n[-1] >= 10
+    for t in range(1, 11):
+        assert (mass[t - 1] == np.eye(V)[grid.bins(wave[(2 + t) % 7])]).all()
+
+
+def test_on_a_periodic_task_memory_beats_the_lines_without_a_model():
+    """0, 1, 0, 2 from any phase: 0 alone does not say what is next, but 0 after 1 does.  All scores are known."""
+    steps = 12
+    series = [np.roll(np.tile([0.0, 1.0, 0.0, 2.0], 10), phase) for phase in range(4)] * 100
+    with_last = [np.column_stack([x, np.append(x[3], x[:-1])]) for x in series]  # the state, and the one before it
+    grid = Grid(np.array([[-0.5, 0.5, 1.5, 2.5]] * 2), np.ones(2, bool))
+    seen = Grid(grid.edges[:1], np.ones(1, bool))
+    one, two = recorded(*(x[:, None] for x in series)), recorded(*with_last)
+    held, start = np.array([2.0, 0.0, 1.0, 0.0] * (steps // 4))[None, :, None], np.array([0.0, 1.0])  # 0 after 1
+    counts = horizon_metrics.counts_by_age(seen, one)
+    lines = {"constant": horizon_metrics.constant(counts, steps), "clock": horizon_metrics.clock(counts, 5, steps),
+             "without memory": horizon_metrics.analog(seen, one, start[:1], steps),
+             "memory": horizon_metrics.analog(grid, two, start, steps)}  # fmt: skip
+    lines["memory"] = lines["memory"][0][:, :1], lines["memory"][1]
+    score = {name: horizon_metrics.log_likelihood(seen, *line, held)[0] for name, line in lines.items()}
+    marginal = np.log(np.where(np.arange(steps) % 2, 1 / 2, 1 / 4))
+    for line in ("constant", "clock"):
+        assert score[line] == pytest.approx(marginal, abs=0.01)
+    assert score["without memory"] == pytest.approx(np.log(np.where(np.arange(steps) % 2, 1, 1 / 2)), abs=0.1)
+    assert score["memory"] == pytest.approx(0, abs=0.01)
+
+
+def test_a_conditional_score_is_the_mean_of_each_start():
+    score, start = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, np.nan], [7.0, np.nan]]), np.array([0, 1, 0, 1])
+    assert horizon_metrics.by_start(score, start).tolist() == [[3.0, 2.0], [5.0, 4.0]]
+
+
 @given(seed=seeds, n=st.integers(0, 12))
 def test_a_score_is_the_log_of_the_smoothed_mass_over_the_bin_s_width(seed, n):
     rng = np.random.default_rng(seed)

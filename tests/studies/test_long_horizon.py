@@ -158,6 +158,42 @@ def test_leads_compare_the_scores_of_the_same_references(world, tmp_path, monkey
             assert table.lead[panel, "simulator", t, t] == pytest.approx(gap, abs=1e-4)
 
 
+def test_each_start_is_scored_with_its_own_rollouts_and_age(monkeypatch):
+    """The references of two starts, whose trajectories are apart in time and in value, by hand."""
+    rng = np.random.default_rng(0)
+
+    def made(*parts):
+        n = sum(map(len, parts))
+        last = np.isin(np.arange(n), np.cumsum([len(part) for part in parts]) - 1)
+        return episodes({"observations": np.concatenate(parts), "actions": np.zeros((n, 1)), "rewards": np.zeros(n),
+                         "terminals": last, "timeouts": np.zeros(n, bool)})  # fmt: skip
+
+    def after(first, n):
+        return [np.concatenate([first[None], first + rng.normal(size=(3, 2))]) for _ in range(n)]
+
+    walk, rows, ages = made(*rng.normal(size=(3, 8, 2))), np.array([2, 12]), np.array([2, 4])
+    training, (one, other) = walk.select([0, 1]), walk.states[rows]
+    references = made(*(x for pair in zip(after(one, 3), after(other, 3)) for x in pair))
+    rollouts = made(*after(one, 2), *after(other, 4), *after(one, 1))
+    truth, sampled = SimpleNamespace(starts_from="walk"), SimpleNamespace()
+    monkeypatch.setattr(store, "starts", lambda config: (walk, rows, ages))
+    monkeypatch.setattr(store, "split", lambda config: (training, None))
+    monkeypatch.setattr(store, "dataset", lambda config: references if config is truth else rollouts)
+    on = long_horizon.walk_grid(training)
+    scores, start = long_horizon.true_scores(truth, sampled, steps=3)
+    assert start.tolist() == [0, 1] * 3 and list(scores) == ["simulator", *long_horizon.WITHOUT_MODEL]
+    counts = horizon_metrics.counts_by_age(on, training)
+    for i, episodes_of in enumerate(([0, 1, 6], [2, 3, 4, 5])):
+        own, held = (horizon_metrics.trajectories(x, 3) for x in (rollouts.select(episodes_of), references))
+        expected = {"simulator": (horizon_metrics.histogram(on, own, len(own)), len(own)),
+                    "constant": horizon_metrics.constant(counts, 3),
+                    "clock": horizon_metrics.clock(counts, ages[i], 3),
+                    "analog": horizon_metrics.analog(on, training, walk.states[rows[i]], 3)}  # fmt: skip
+        for line, (mass, n) in expected.items():
+            found = horizon_metrics.log_likelihood(on, mass, n, held[i::2])
+            assert scores[line][start == i] == pytest.approx(found), line
+
+
 def test_oracle_and_uniform_are_rows_like_those_of_models(world):
     bounds = long_horizon.curves(PROTOCOL, "bounds").set_index(["model", "t"])[["log_likelihood", "low", "high"]]
     assert np.allclose(bounds.loc["oracle"], math.log(V / 2) + math.log(V / 3)) and len(bounds) == 2 * 3

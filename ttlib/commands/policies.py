@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ttlib import files
-from ttlib.environments import tasks
+from ttlib.environments import policies, tasks
 from ttlib.pipeline import places
 
 FOLDER = places.ROOT / "build" / "policies"
@@ -30,13 +30,20 @@ REPLAY = ("observations", "next_observations", "actions", "rewards", "dones", "t
 
 @dataclass(frozen=True)
 class Run:
-    """One training: the algorithm's name in sbx, the environment steps, and the steps between two snapshots."""
+    """One training: the algorithm's name in sbx, the environment steps, and the steps between two snapshots.
+
+    task: the simulated task, where the training has another name, and `options` those of its environment, such as the
+    weights of the reward.  min_speed: the training ends with an error unless the robot walks so fast, in m/s.
+    """
 
     algorithm: str
     steps: int
     seed: int = 0
     every: int = 20_000
     hyperparameters: dict = field(default_factory=HYPERPARAMETERS.copy)
+    task: str = ""
+    options: dict = field(default_factory=dict)
+    min_speed: float = 0.0
 
 
 RUNS = {
@@ -44,7 +51,18 @@ RUNS = {
     "walker2d": Run("TQC", 720_000),
     "halfcheetah": Run("SAC", 1_000_000, seed=1),
     "humanoid": Run("SAC", 825_000, every=25_000),
-}
+    # The default weights, 1.25 for speed and 5 for being upright, make a humanoid that stands.
+    "humanoid_walk": Run(
+        "TQC", 750_000, every=50_000, task="humanoid", min_speed=1.0,
+        options={"forward_reward_weight": 2.5, "healthy_reward": 2.0},
+    ),
+}  # fmt: skip
+MAX_FALLS = 0.2  # of episodes of a robot that has to walk
+
+
+def environment(task: str, run: Run):
+    """Return the environment that a policy is trained in."""
+    return tasks.make(run.task or task, **run.options)
 
 
 def new_agent(task: str, run: Run):
@@ -53,7 +71,7 @@ def new_agent(task: str, run: Run):
 
     options = {name: value for name, value in run.hyperparameters.items() if name != "hidden"}
     options["policy_kwargs"] = {"net_arch": run.hyperparameters["hidden"]}
-    return getattr(sbx, run.algorithm)("MlpPolicy", tasks.make(task), seed=run.seed, **options)
+    return getattr(sbx, run.algorithm)("MlpPolicy", environment(task, run), seed=run.seed, **options)
 
 
 def actor_arrays(agent) -> dict[str, np.ndarray]:
@@ -70,9 +88,9 @@ def actor_arrays(agent) -> dict[str, np.ndarray]:
 
 def new_record(task: str, run: Run) -> dict:
     """Return the record of a training before its first step."""
-    spec = tasks.make(task).spec
+    spec = environment(task, run).spec
     return {
-        "task": task,
+        "task": run.task or task,
         "environment": spec.id,
         "environment_options": spec.kwargs,
         "algorithm": f"{run.algorithm} (sbx {version('sbx-rl')}, jax {version('jax')})",
@@ -104,7 +122,7 @@ def begin(task: str, run: Run, folder: Path) -> tuple[object, dict]:
         if saved[name] != record[name]:
             difference = f"begun with {name} {saved[name]!r}, now {record[name]!r}"
             raise ValueError(f"{folder} was {difference}: move the folder away to begin anew")
-    agent = type(agent).load(folder / f"agent_{step:07d}.zip", env=tasks.make(task))
+    agent = type(agent).load(folder / f"agent_{step:07d}.zip", env=environment(task, run))
     for end in saved["steps"]:
         with np.load(folder / f"replay_{end:07d}.npz") as rows:
             for name in REPLAY:
@@ -113,11 +131,11 @@ def begin(task: str, run: Run, folder: Path) -> tuple[object, dict]:
     return agent, saved
 
 
-def measure(agent, task: str, record: dict) -> None:
+def measure(agent, env, record: dict) -> None:
     """Add the returns of ten episodes of the stochastic policy, and three of the deterministic one, to the record."""
     from stable_baselines3.common.evaluation import evaluate_policy
 
-    env, step = tasks.make(task), agent.num_timesteps
+    step = agent.num_timesteps
     env.reset(seed=step)
     total, length = evaluate_policy(agent, env, 10, False, return_episode_rewards=True, warn=False)
     row = {"mean": np.mean(total), "std": np.std(total), "length": np.mean(length)}
@@ -156,9 +174,41 @@ def train(task: str, run: Run, folder: Path) -> None:
                 agent.set_random_seed(int(np.random.SeedSequence([run.seed, step]).generate_state(1)[0]))
                 agent.set_env(agent.env)  # makes the next step begin an episode
             agent.learn(run.every, lambda *_: bar.update() or True, reset_num_timesteps=False)
-            measure(agent, task, record)
+            measure(agent, environment(task, run), record)
             save(agent, run, folder, record)
             bar.set_postfix_str(f"return {record['stochastic_return'][str(agent.num_timesteps)]['mean']:.0f}")
+
+
+def walking(task: str, act, episodes: int = 20) -> tuple[float, float]:
+    """Return the forward speed of a policy, in m/s up to its falls, and the fraction of its episodes with a fall.
+
+    act(states (1, N), rng) returns actions (1, M).  An episode has 1000 steps, or ends at a fall.
+    """
+    env, rng, metres, steps, falls = tasks.make(task), np.random.default_rng(0), 0.0, 0, 0
+    for seed in range(episodes):
+        state, _ = env.reset(seed=seed)
+        begin, over = env.unwrapped.data.qpos[0], False
+        while not over:
+            state, _, fell, timeout, _ = env.step(act(state[None], rng)[0])
+            steps, over = steps + 1, fell or timeout
+        metres, falls = metres + env.unwrapped.data.qpos[0] - begin, falls + fell
+    return float(metres / (steps * env.unwrapped.dt)), falls / episodes
+
+
+def check_walks(task: str, run: Run, act, episodes: int = 20) -> str:
+    """Return how fast a policy walks and how often it falls, in words.
+
+    Raises ValueError if it is slower than the run's `min_speed`, or if it falls in more than MAX_FALLS of the episodes.
+    """
+    speed, falls = walking(run.task or task, act, episodes)
+    found = f"{task}: {speed:.2f} m/s, and a fall in {falls:.0%} of {episodes} episodes"
+    if speed < run.min_speed or falls > MAX_FALLS:
+        raise ValueError(
+            f"{found}; expected at least {run.min_speed:g} m/s, and falls in at most {MAX_FALLS:.0%}: give RUNS in "
+            "ttlib/commands/policies.py more steps, and `make policies` continues; or give it another seed, and move "
+            "the folder away"
+        )
+    return found
 
 
 def steps_per_second(task: str, run: Run) -> float:
@@ -171,15 +221,21 @@ def steps_per_second(task: str, run: Run) -> float:
 
 
 def main(names: list[str]) -> None:
-    """Train the policies of these tasks, and print an estimate first.  Raises ValueError for an unknown task."""
+    """Train the policies of these tasks, and print an estimate first.
+
+    Raises ValueError for an unknown task, and for a policy that has to walk but does not.
+    """
     for task in names:
-        tasks.make(task).close()  # fails here for an unknown task
+        tasks.check_known(task, RUNS, "task")
         if left := RUNS[task].steps - steps_done(FOLDER / task):
             speed = steps_per_second(task, RUNS[task])
             minutes = left / speed / 60
             print(f"{task}: {left:,} steps at {speed:.0f} per second, about {minutes:.0f} minutes", flush=True)
     for task in names:
-        train(task, RUNS[task], FOLDER / task)
+        run, folder = RUNS[task], FOLDER / task
+        train(task, run, folder)
+        if run.min_speed:
+            print(check_walks(task, run, policies.policy(run.task or task, run.steps, folder)))
         print(f"to use them: cp build/policies/{task}/{{record.json,step_*.npz}} data/policies/{task}/ && make ship")
     print("New policies change the keys of their datasets, so data, models and results are made again.")
     print("RECIPES in ttlib/datasets/regenerated.py names the snapshots of the qualities medium and expert.")

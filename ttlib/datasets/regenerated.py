@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
@@ -22,6 +23,8 @@ class Recipe:
     snapshots: tuple[int, ...]  # the number of training steps of each policy; 0: uniform actions
     episode_steps: int = tasks.MAX_STEPS  # the time limit
     fixed_start: bool = False  # all episodes begin in one state, and differ by the noise of the policy only
+    policy: str = ""  # the folder of the policies in data/policies, where that is not the task's
+    starts: int = 0  # episodes begin in so many states of another dataset, an equal part in each; see `draw_starts`
 
 
 def _recipes(medium: int, expert: int) -> dict[str, Recipe]:
@@ -35,6 +38,11 @@ def _recipes(medium: int, expert: int) -> dict[str, Recipe]:
     }
 
 
+def _mid_walk(starts: int) -> Recipe:
+    """Return the recipe of episodes that begin while a humanoid walks."""
+    return Recipe((750_000,), episode_steps=101, policy="humanoid_walk", starts=starts)
+
+
 RECIPES = {
     "hopper": _recipes(240_000, 600_000),
     "walker2d": _recipes(240_000, 720_000),
@@ -44,14 +52,40 @@ RECIPES = {
         "expert": Recipe((825_000,), episode_steps=200),
         "reference": Recipe((825_000,), episode_steps=101, fixed_start=True),
         "simulator": Recipe((825_000,), episode_steps=101, fixed_start=True),  # like reference, with other noise
+        # A policy that walks, and what follows one moment of its walk, and each of twenty.
+        "walk": Recipe((750_000,), policy="humanoid_walk"),
+        "walk-reference": _mid_walk(1),
+        "walk-simulator": _mid_walk(1),
+        "walk-futures": _mid_walk(20),
+        "walk-futures-simulator": _mid_walk(20),
     },
 }
+MID_WALK, MIN_SPEED = (200, 800), 0.8  # steps of an episode, and m/s, at which another episode may begin
 
 
 def recipe(task: str, quality: str) -> Recipe:
     """Return the recipe of a dataset.  Raises ValueError, with the known ones, for an unknown dataset."""
     tasks.check_known(f"{task}-{quality}", [f"{t}-{q}" for t in RECIPES for q in RECIPES[t]], "dataset")
     return RECIPES[task][quality]
+
+
+def folder(task: str, chosen: Recipe) -> Path:
+    """Return where the policies of a recipe lie."""
+    return policies.POLICIES / (chosen.policy or task)
+
+
+def draw_starts(age: np.ndarray, speed: np.ndarray, count: int) -> np.ndarray:
+    """Return `count` random steps at which a robot walks, given the age (steps) and the speed (m/s) of each, (n,).
+
+    A smaller count gives the first of them.  Raises ValueError if too few steps are of that age and speed.
+    """
+    rows = np.flatnonzero((age >= MID_WALK[0]) & (age <= MID_WALK[1]) & (speed > MIN_SPEED))
+    if len(rows) < count:
+        raise ValueError(
+            f"{len(rows)} held-out steps of age {MID_WALK[0]} to {MID_WALK[1]} are faster than {MIN_SPEED} m/s; "
+            f"expected at least {count}: take more steps of data, or a policy that walks"
+        )
+    return np.random.default_rng(0).permutation(rows)[:count]
 
 
 def follow_parent() -> None:
@@ -68,37 +102,48 @@ def _simulator_state(env) -> dict[str, np.ndarray]:
     return {f"infos/{name}": getattr(env.unwrapped.data, name).copy() for name in ("qpos", "qvel")}
 
 
-def _roll_out(task: str, snapshot: int, steps: int, seeds: list[int], chosen: Recipe, physics: str) -> dict:
+def _roll_out(
+    task: str, snapshot: int, steps: int, seeds: list[int], chosen: Recipe, physics: str, start: tuple | None = None
+) -> dict:
     """Roll out one snapshot for exactly `steps` steps.  Return D4RL's arrays and the simulator's state of each step.
 
-    The simulator's state keeps its float64; all other numbers are float32.
+    The simulator's state keeps its float64; all other numbers are float32.  start: (qpos, qvel) of each first step.
     """
-    env, policy = tasks.make(task, physics, max_episode_steps=chosen.episode_steps), policies.policy(task, snapshot)
+    options = {"max_episode_steps": chosen.episode_steps} | ({"reset_noise_scale": 0.0} if start else {})
+    env, policy = tasks.make(task, physics, **options), policies.policy(task, snapshot, folder(task, chosen))
+    if start:
+        env.unwrapped.init_qpos, env.unwrapped.init_qvel = start
     act = lambda state, rng: policy(state[None], rng)[0].astype(np.float32)  # noqa: E731
     arrays = own.collect(env, act, steps, seeds, 0 if chosen.fixed_start else None, _simulator_state)
     env.close()
     return {k: v.astype(np.float32) if v.dtype == np.float64 and "infos" not in k else v for k, v in arrays.items()}
 
 
-def _jobs(task: str, quality: str, steps: int, seed: int, physics: str) -> list[tuple]:
+def _jobs(task: str, quality: str, steps: int, seed: int, physics: str, starts: Sequence[tuple]) -> list[tuple]:
     """Return the arguments of `_roll_out` for each part of a dataset."""
     chosen = recipe(task, quality)
-    runs = [(snapshot, part) for snapshot in chosen.snapshots for part in range(-(-4 // len(chosen.snapshots)))]
+    parts = max(-(-4 // len(chosen.snapshots)), chosen.starts)
+    runs = [(snapshot, part) for snapshot in chosen.snapshots for part in range(parts)]
     counts = [steps * (i + 1) // len(runs) - steps * i // len(runs) for i in range(len(runs))]
     return [
-        (task, snapshot, count, [seed, snapshot] + [part] * (part > 0), chosen, physics)
+        (task, snapshot, count, [seed, snapshot] + [part] * (part > 0), chosen, physics,
+         starts[part % len(starts)] if starts else None)
         for (snapshot, part), count in zip(runs, counts, strict=True)
         if count
-    ]
+    ]  # fmt: skip
 
 
-def regenerate(path: Path, task: str, quality: str, steps: int, seed: int, physics: str = "modern") -> None:
+def regenerate(
+    path: Path, task: str, quality: str, steps: int, seed: int, physics: str = "modern", starts: Sequence[tuple] = ()
+) -> None:
     """Roll out the behaviour policies of a dataset, in parallel over the cores, into an HDF5 file.
+
+    starts: (qpos, qvel) of each state in which episodes begin, where the recipe has such.
 
     The file has D4RL's keys, and infos/qpos and infos/qvel.  It is made in four parts or more, an equal number for each
     snapshot, whatever the number of cores: on one machine, the same arguments give the same bytes.
     """
-    jobs = _jobs(task, quality, steps, seed, physics)
+    jobs = _jobs(task, quality, steps, seed, physics, starts)
     if steps < WORTH_PROCESSES:
         parts = [_roll_out(*job) for job in jobs]
     else:

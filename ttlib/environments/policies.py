@@ -1,6 +1,7 @@
 """Behaviour policies: snapshots from one training run of each task."""
 
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
@@ -9,19 +10,20 @@ from ttlib.environments import checkout, tasks
 POLICIES = checkout.ROOT / "data" / "policies"
 
 
-def policy(task: str, step: int):
+def policy(task: str, step: int, folder: Path | None = None):
     """Return the stochastic behaviour policy of one snapshot: a function (states (B, N), rng) -> actions (B, M).
 
-    Snapshot 0 was not trained: its actions are uniform over the action space.  The others have two hidden layers, and
-    an action is the tanh of a Gaussian, scaled to the action space.  Raises FileNotFoundError for an unknown snapshot.
+    folder: where the snapshots lie, by default that of the task.  Snapshot 0 was not trained: its actions are uniform
+    over the action space.  The others have two hidden layers, and an action is the tanh of a Gaussian, scaled to the
+    action space.  Raises FileNotFoundError for an unknown snapshot.
     """
     low, high = action_limits(task)
     if step == 0:
         return lambda states, rng: rng.uniform(low, high, (len(states), len(low)))
-    path = POLICIES / task / f"step_{step:07d}.npz"
+    path = (folder or POLICIES / task) / f"step_{step:07d}.npz"
     if not path.exists():
         known = sorted(int(p.stem[5:]) for p in path.parent.glob("step_*.npz"))
-        raise FileNotFoundError(f"{path} is missing; the snapshots of {task!r} are {known}")
+        raise FileNotFoundError(f"{path} is missing; the snapshots of {path.parent.name!r} are {known}")
     w = dict(np.load(path))
 
     def act(states: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -52,6 +52,7 @@ class DataConfig:
     physics: str = "modern"  # "d4rl": the masses and margins of D4RL's time
     mask_probability: float = 0.0  # each state dimension is masked with it, anew at each step
     official: bool = False  # D4RL's own file, whatever `steps` and `seed` say
+    starts_from: "DataConfig | None" = None  # the dataset in whose held-out episodes its own begin
 
     @property
     def name(self) -> str:
@@ -238,12 +239,25 @@ def dataset_of(name: str, size: str) -> DataConfig:
     return replace(regenerated(task, quality, size), official=name.endswith("-v2"))
 
 
+# Of each humanoid dataset with short episodes: how many trajectories of 101 states.
+TRAJECTORIES = {
+    "reference": {"smoke": 8, "laptop": 300, "paper": 1000},
+    "simulator": {"smoke": 8, "laptop": 1000, "paper": 1000},
+    "walk-reference": {"smoke": 8, "laptop": 300, "paper": 1000},
+    "walk-simulator": {"smoke": 8, "laptop": 1000, "paper": 1000},
+    "walk-futures": {"smoke": 40, "laptop": 20 * 50, "paper": 20 * 50},
+    "walk-futures-simulator": {"smoke": 40, "laptop": 20 * 200, "paper": 20 * 1000},
+}
+WALK_STEPS = {"smoke": 8_000, "laptop": 400_000, "paper": 1_000_000}
+
+
 def regenerated(task: str, quality: str, size: str) -> DataConfig:
-    """Return the config of a regenerated dataset; the humanoid's references are trajectories of 101 states."""
-    trajectories = {"reference": {"smoke": 8, "laptop": 300, "paper": 1000},
-                    "simulator": {"smoke": 8, "laptop": 1000, "paper": 1000}}  # fmt: skip
-    steps = 101 * trajectories[quality][size] if quality in trajectories else STEPS[size]
-    return DataConfig(task, quality, steps, seed=int(quality == "simulator"))
+    """Return the config of a regenerated dataset."""
+    steps = 101 * TRAJECTORIES[quality][size] if quality in TRAJECTORIES else STEPS[size]
+    if (task, quality) == ("humanoid", "walk"):  # several held-out episodes at smoke size, for starts in mid-walk
+        return DataConfig(task, quality, WALK_STEPS[size], held_out=0.3 if size == "smoke" else 0.05)
+    walk = regenerated("humanoid", "walk", size) if quality.startswith("walk-") else None
+    return DataConfig(task, quality, steps, seed=int(quality.endswith("simulator")), starts_from=walk)
 
 
 def _pick(config: type, found: dict, **more) -> dict:

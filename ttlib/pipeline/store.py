@@ -19,7 +19,7 @@ from ttlib.baselines.cloning import MLP, MLPConfig
 from ttlib.checkpoint import Checkpoint
 from ttlib.data import MASKED, Episodes, Windows
 from ttlib.datasets import arrays, hdf5, official, own, regenerated
-from ttlib.environments import four_rooms, policies, tasks
+from ttlib.environments import four_rooms, tasks
 from ttlib.model import GPT, loss
 from ttlib.pipeline import cpu_training, keys, packing, places, provenance, results
 from ttlib.pipeline.experiments import DataConfig, Experiment, Fit
@@ -31,6 +31,7 @@ DATA_STAGE, MODEL_STAGE, ENSEMBLE_STAGE, MLP_STAGE = 1, 1, 2, 1
 REGENERATED = (places.BUILD if os.environ.get("TTLIB_BUILD") else places.ROOT / "data") / "regenerated"
 SHIPPED = places.ROOT / "data" / "checkpoints"
 TRAINED = places.BUILD / "checkpoints"
+FORWARD = 22  # the dimension of the humanoid's state that is its forward speed, in m/s
 ACTION_RANGE = (-1.0, 1.0)  # of every robot; the humanoid's is narrower still
 
 
@@ -46,7 +47,7 @@ def policy_keys(task: str, quality: str) -> list:
     """Return what makes a dataset: hashes of the policies, and the recipe where it is not the usual one."""
     recipe = regenerated.recipe(task, quality)
     made_by = [
-        f"uniform-{step}" if step == 0 else keys.file_key(policies.POLICIES / task / f"step_{step:07d}.npz")
+        f"uniform-{step}" if step == 0 else keys.file_key(regenerated.folder(task, recipe) / f"step_{step:07d}.npz")
         for step in recipe.snapshots
     ]
     usual = recipe == regenerated.Recipe(recipe.snapshots)
@@ -58,6 +59,8 @@ def data_key(config: DataConfig) -> str:
     if config.official:
         return keys.key("data", DATA_STAGE, official.published(config.name))
     made_by = [policy_keys(config.task, config.quality)] if config.task in tasks.TASKS else []
+    if config.starts_from:
+        made_by += [data_key(config.starts_from), regenerated.MID_WALK, regenerated.MIN_SPEED]
     recipe = {k: v for k, v in keys.plain(config).items() if k not in ("held_out", "mask_probability")}
     return keys.key("data", DATA_STAGE, recipe, made_by)
 
@@ -86,7 +89,28 @@ def _generate(config: DataConfig, path: Path) -> None:
     elif config.task == "pendulum":
         hdf5.write(path, own.swing_up(config.steps, config.seed))
     else:
-        regenerated.regenerate(path, config.task, config.quality, config.steps, config.seed, config.physics)
+        starts = _simulator_starts(config) if config.starts_from else ()
+        regenerated.regenerate(path, config.task, config.quality, config.steps, config.seed, config.physics, starts)
+
+
+def starts(config: DataConfig) -> tuple[Episodes, np.ndarray, np.ndarray]:
+    """Return the dataset in whose held-out episodes those of another begin, and at which of its rows and ages.
+
+    Rows and ages, in steps since the episode began, are (starts,).  Raises as `regenerated.draw_starts` does.
+    """
+    walk = config.starts_from
+    episodes = dataset(walk)
+    age = np.arange(len(episodes.states)) - np.repeat(episodes.starts[:-1], episodes.lengths)
+    held_out = episodes.rows(episodes.split(walk.held_out, walk.seed)[1])
+    speed = np.where(held_out, episodes.states[:, FORWARD], 0.0)
+    rows = regenerated.draw_starts(age, speed, regenerated.recipe(config.task, config.quality).starts)
+    return episodes, rows, age[rows]
+
+
+def _simulator_starts(config: DataConfig) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the simulator's state (qpos, qvel) of each of the `starts` of a dataset."""
+    (_, rows, _), file = starts(config), hdf5.read(dataset_file(config.starts_from))
+    return [(file["infos/qpos"][row], file["infos/qvel"][row]) for row in rows]
 
 
 def keep(name: str, given: Mapping[str, np.ndarray], action_range: tuple[float, float] | None = None) -> DataConfig:

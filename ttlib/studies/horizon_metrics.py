@@ -103,6 +103,59 @@ def log_likelihood(grid: Grid, mass: np.ndarray, n: int | np.ndarray, references
     return np.where(_alive(references), log_p[..., grid.varies].sum(2), np.nan)
 
 
+def counts_by_age(grid: Grid, data: Episodes) -> np.ndarray:
+    """Count the states of each age, in steps since the start of their episode, in each bin: (longest, N, V)."""
+    (N, V), longest = grid.width.shape, data.lengths.max()
+    age = np.arange(len(data.states)) - np.repeat(data.starts[:-1], data.lengths)
+    cells = grid.bins(data.states) + V * np.arange(N) + N * V * age[:, None]
+    return np.bincount(cells.ravel(), minlength=longest * N * V).reshape(longest, N, V)
+
+
+def _share(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return masses and numbers of states, as `histogram` and `log_likelihood` have them, of counts (steps, N, V)."""
+    n = counts[:, 0].sum(1)
+    return counts / np.maximum(n, 1)[:, None, None], n
+
+
+# Three lines that know no model.  Each gives the masses (steps, N, V) of the states t = 1, ..., steps after a start,
+# and the number of training states (steps,) that they come from.
+
+
+def constant(counts: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the histogram of all training states, the same at each step; `counts` are those of `counts_by_age`."""
+    return _share(np.repeat(counts.sum(0, keepdims=True), steps, axis=0))
+
+
+def clock(counts: np.ndarray, age: int, steps: int, radius: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """Return the histograms of the training states that are as old as the state to predict, within `radius` steps.
+
+    age: that of the start, in steps since its episode began.  At an age that no training episode reaches, n is 0.
+    """
+    return _share(np.stack([counts[max(a - radius, 0) : a + radius + 1].sum(0) for a in age + 1 + np.arange(steps)]))
+
+
+def analog(
+    grid: Grid, data: Episodes, start: np.ndarray, steps: int, count: int = 200
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the histograms of what followed the `count` training states that are nearest to the start (N,).
+
+    Distances are those of states that are divided by the deviation of each dimension.  What ended is no longer counted.
+    """
+    scale = data.states[:, grid.varies].std(0)
+    distance = (((data.states - start)[:, grid.varies] / scale) ** 2).sum(1)
+    nearest = np.argsort(distance, kind="stable")[:count]
+    rows = nearest[:, None] + 1 + np.arange(steps)
+    end = np.repeat(data.starts[1:], data.lengths)[nearest, None]
+    future = np.where((rows < end)[..., None], data.states[np.minimum(rows, end - 1)], np.nan)
+    n = alive(future)
+    return histogram(grid, future, n), n
+
+
+def by_start(score: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """Return the conditional score: the mean over the references of each start, (k, steps), (k,) -> (starts, steps)."""
+    return np.stack([_mean(score[start == s]) for s in np.unique(start)])
+
+
 def oracle(grid: Grid) -> float:
     """Return the score of all mass in the right bin (Appendix B): sum_i log(V / (high_i - low_i))."""
     return float(-np.log(grid.width[grid.varies].mean(1)).sum())
