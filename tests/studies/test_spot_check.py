@@ -130,3 +130,15 @@ def test_another_commit_chooses_other_rollouts_and_each_record_has_one():
         assert len(chosen) == 15 and {one.record for one in chosen} == {"t0", "t1", "t2"}
     assert [one.row for one in picked["a"]] != [one.row for one in picked["b"]]
     assert len(spot_check.chosen(every, 1.0, "a")) == 300
+
+
+def test_where_rounding_differs_only_recorded_decisions_count(folder, monkeypatch):
+    path = folder / "records" / "smoke" / "table1_rollouts.csv"
+    kept = {p: p.read_bytes() for p in (path, path.with_suffix(".json"))}
+    edit(path, "return", lambda x: x + 1)
+    assert spot_check.check("smoke", 0.0)[1]
+    here = provenance.here() | {"instructions": "of another processor"}
+    monkeypatch.setattr(provenance, "here", lambda: here)
+    assert spot_check.check("smoke", 0.0)[1] == []
+    for p, content in kept.items():
+        p.write_bytes(content)

@@ -49,7 +49,7 @@ def commit() -> str:
 
 
 def here() -> dict:
-    """Return what a number depends on beside its config: commit, versions, device, planner, threads, products."""
+    """Return what a number depends on beside its config: commit, versions, device, planner, instructions, speed."""
     import torch
 
     from ttlib.native.decoder import planner
@@ -59,6 +59,7 @@ def here() -> dict:
         "versions": versions(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "planner": planner(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "gflops_fp32": gflops(),
     }

@@ -18,7 +18,7 @@ import pandas as pd
 from ttlib import files
 from ttlib.pipeline import keys, places, provenance
 
-VOLATILE = ("commit", "versions", "device", "planner", "threads", "gflops_fp32", "wall_seconds")
+VOLATILE = ("commit", "versions", "device", "planner", "instructions", "threads", "gflops_fp32", "wall_seconds")
 
 
 @contextlib.contextmanager
