@@ -272,8 +272,8 @@ def searched() -> pd.DataFrame:
     tables = []
     for horizon, width in SEARCHES:
         changed = replace(exp, horizon=horizon, width=width)
-        count = min(pairs, 100)
-        walks = four_rooms.Walks("goal_transformer", "seen", changed, count, seed=2000)
+        what = ("goal_transformer", "seen", changed)
+        walks = four_rooms.Walks(*what, count=min(pairs, 100), seed=2000)
         table = four_rooms.success(walks.rows()).head(1)  # the row for all pairs
         tables.append(table.assign(horizon=horizon, width=width))
     return pd.concat(tables)
