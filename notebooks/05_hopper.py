@@ -148,7 +148,7 @@ for profile, e in profiles.items():
 #
 # - planning in both profiles;
 # - sampling an action from the same models, without search;
-# - behaviour cloning, an MLP with two layers of 256 units and early stopping, trained with three seeds;
+# - behaviour cloning, an MLP with two layers of 256 units, as it was at its least held-out error, with three seeds;
 # - the policies that made the data, one after the other.
 
 

@@ -93,8 +93,8 @@ pd.DataFrame(settings)
 # ## The methods
 #
 # - **Planning** in both profiles (Section 3.2).
-# - **Behaviour cloning**: an MLP with two layers of 256 units, with early stopping. It is trained on all episodes, and
-#   again on the tenth of the episodes with the greatest return.
+# - **Behaviour cloning**: an MLP with two layers of 256 units, as it was at its least held-out error. It is trained on
+#   all episodes, and again on the tenth of the episodes with the greatest return.
 # - **The data's policies**: each rollout follows one of the snapshots that made the data.
 # - **Random shooting**: the classical planner with a single-step model. An ensemble of five Gaussian networks predicts
 #   states and rewards, and an MLP predicts the value of the last state. The planner draws action sequences uniformly
