@@ -157,9 +157,9 @@ plt.show()
 # Results that cost more than a minute are kept in `data/records/`. `make all` takes a record while its models, its
 # settings and the code are the present ones. Otherwise it computes the result anew and says so.
 #
-# Before they begin, `make all`, `make recompute` and `make scratch` print an estimate for your machine. The table below says how long it
-# took to train the shipped models and to compute the results of this book. The folder of each model and the JSON file
-# of each result hold their own times.
+# Before they begin, `make all`, `make recompute` and `make scratch` print an estimate for your machine. The table below
+# says how long it took to train the shipped models and to compute the results of this book. The folder of each model
+# and the JSON file of each result hold their own times.
 
 
 # %% tags=["hide-input"]

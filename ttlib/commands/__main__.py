@@ -53,12 +53,12 @@ def estimate_sweep(size: str, rate: float) -> float:
 
 def estimate_results(size: str, rate: float) -> float:
     """Print a line for each other result that is to be computed -> the seconds that they take, by their .json."""
-    seconds, known = 0.0, current_inputs(size)
+    seconds, known, rolled_out = 0.0, current_inputs(size), jobs.tables(size)
     for path, about in results.every(size):
         there = results.table_file(about["name"], size, about["config"], about["inputs"], about["stage"]).exists()
         right = all(key in known.get(name, {key}) for name, key in about["inputs"].items())
         taken = results.takes_records(size) and path.parent == places.records(size) and right
-        if there or taken or about["name"] in jobs.tables(size):
+        if there or taken or about["name"] in rolled_out:
             continue
         took = about["wall_seconds"] * about["gflops_fp32"] / rate
         seconds += took

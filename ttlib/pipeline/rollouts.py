@@ -313,13 +313,17 @@ class RolloutSet:
         path = self.file().with_suffix(".json")
         return json.loads(path.read_text()) if path.exists() else {}
 
+    def found_in(self, recorded: pd.DataFrame | None) -> pd.DataFrame:
+        """Return the rows of its key in what `recorded` returned; none where nothing may be taken."""
+        return pd.DataFrame() if recorded is None else recorded[recorded.key == self.key]
+
     def rows(self, recorded: pd.DataFrame | None = None) -> pd.DataFrame:
         """Return its rows of `table1_rollouts.csv`: those of its key that are recorded, or else made.
 
         demonstrator: the mean return of the dataset's episodes; planner: which code read the Transformer.
         """
-        rows = None if recorded is None else recorded[recorded.key == self.key]
-        if rows is None or not len(rows):
+        rows = self.found_in(recorded)
+        if not len(rows):
             rows, demonstrator = self.made(), store.dataset(self.exp.data).returns.mean()
             planner = self.about().get("planner", "torch") if self.transformer else "none"
             rows = rows.assign(demonstrator=demonstrator, planner=planner)

@@ -50,7 +50,7 @@ def unrecorded(size: str, only: str = "") -> list[Job]:
     wanted, runs = set(jobs(size, only)), []
     for name, sets in tables(size).items():
         known = rollouts.recorded(name, size)
-        runs += [run for run in sets if known is None or run.key not in set(known.key)]
+        runs += [run for run in sets if not len(run.found_in(known))]
     return [job for job in _once(runs) if job in wanted]
 
 
@@ -70,8 +70,7 @@ def finished_rows(size: str) -> tuple[pd.DataFrame, list[str]]:
     rows, missing, known = [], [], rollouts.recorded("table1_rollouts", size)
     for run in offline_rl.table1_runs(size):
         try:
-            there = known is not None and run.key in set(known.key)
-            done, why = there or sweep.finished(run), "it is not there"
+            done, why = len(run.found_in(known)) > 0 or sweep.finished(run), "it is not there"
         except ValueError as error:
             done, why = False, str(error)
         if done:
