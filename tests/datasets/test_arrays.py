@@ -3,13 +3,15 @@
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse
+import torch
 from conftest import flat
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ttlib.datasets import arrays as format_
-from ttlib.datasets import hdf5
 from ttlib.datasets.arrays import episodes
 
 
@@ -31,45 +33,6 @@ def test_episodes_end_at_terminals_or_timeouts_and_at_the_end_of_the_file(flags)
     assert len(e) == len(expected) and e.lengths.tolist() == [b - a for a, b, _ in expected]
     assert e.returns == pytest.approx([arrays["rewards"][a:b].sum() for a, b, _ in expected])
     assert (e.states == arrays["observations"]).all() and (e.actions == arrays["actions"]).all()
-
-
-def put(key, at, value):
-    """Return a change of arrays: a value at a place of one of them, which becomes a float array."""
-
-    def change(arrays):
-        arrays[key] = arrays[key].astype(np.float32)
-        arrays[key][at] = value
-
-    return change
-
-
-@pytest.mark.parametrize("change, match", [
-    (lambda a: a.pop("timeouts"), r"\['timeouts'\] are missing; expected .*'timeouts'.*found .*'rewards"),
-    (lambda a: a.update(observations=a["rewards"]), r"observations has shape \(6,\); expected \(n, k\): .*\[:, None\]"),
-    (lambda a: a.update(actions=a["actions"][None]), r"actions has shape \(1, 6, 1\); expected \(n, k\)$"),
-    (lambda a: a.update(rewards=a["rewards"][:, None]), r"rewards has shape \(6, 1\); expected \(n,\): .*\[:, 0\]"),
-    (lambda a: a.update(timeouts=a["timeouts"][None]), r"timeouts has shape \(1, 6\); expected \(n,\)$"),
-    (lambda a: a.update(actions=a["actions"][1:]), "rewards has 6 rows, but {'actions': 5}"),
-    (lambda a: a.update({k: v[:0] for k, v in a.items()}), "no steps.*empty"),
-    (lambda a: a.update(rewards=a["rewards"].astype("S3")), r"rewards holds \|S3; expected finite numbers"),
-    (put("observations", (4, 1), np.nan), "observations, row 4, column 1: nan; expected finite numbers.*remove"),
-    (put("actions", slice(1, 5), np.inf), "actions, row 1, column 0: inf, and 3 more such values; expected finite"),
-    (put("rewards", 2, -np.inf), "rewards, row 2: -inf; expected finite"),
-    (put("terminals", 3, 0.5), "terminals, row 3: 0.5; expected 0 or 1"),
-    (put("timeouts", 5, 2), "timeouts, row 5: 2.0; expected 0 or 1"),
-    (lambda a: a.update(terminals=np.zeros(6, bool)), "none of the 6 steps ends an episode: set `timeouts`"),
-])  # fmt: skip
-@pytest.mark.parametrize("chunk", [1, 4, 100])
-def test_what_is_not_in_the_format_is_refused(change, match, chunk, tmp_path, monkeypatch):
-    monkeypatch.setattr(format_, "CHUNK", chunk)
-    arrays = flat([2, 4])
-    change(arrays)
-    with pytest.raises(ValueError, match=match):
-        episodes(arrays)
-    path = tmp_path / "own.hdf5"
-    hdf5.write(path, arrays)
-    with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: .*{match}"), hdf5.opened(path):
-        pytest.fail("a file with faults was opened")
 
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.float32, np.float64])
@@ -96,3 +59,34 @@ def test_returns_are_summed_in_float64():
     rewards = np.full(20_000, 0.1, np.float32)
     arrays = flat([20_000]) | {"rewards": rewards}
     assert episodes(arrays).returns[0] == pytest.approx(20_000 * float(np.float32(0.1)), rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", [
+    lambda x: x.tolist(), torch.from_numpy, lambda x: torch.from_numpy(x).bool() if x.dtype == bool else list(x),
+    lambda x: pd.DataFrame(x) if x.ndim > 1 else pd.Series(x), scipy.sparse.csr_array, np.ma.masked_array,
+    lambda x: x.reshape(len(x), -1), lambda x: [np.ravel(row) for row in x],
+])  # fmt: skip
+def test_lists_tensors_frames_and_columns_are_taken_as_arrays(kind):
+    arrays = flat([2, 4, 1], [True, False, True])
+    taken, plain = episodes({key: kind(array) for key, array in arrays.items()}), episodes(arrays)
+    for name in ("states", "actions", "rewards", "starts", "terminal"):
+        assert np.array_equal(getattr(taken, name), getattr(plain, name)), name
+
+
+def test_all_faults_are_listed_at_once_by_the_names_of_the_users_columns():
+    arrays = flat([6]) | {"rewards": np.full(6, 1e308), "terminals": [0, 0, 2, 0, 0, 1]}
+    frame = pd.DataFrame(arrays["observations"], columns=["angle", "speed"])
+    frame.loc[3, "speed"] = np.inf
+    with pytest.raises(ValueError) as error:
+        episodes(arrays | {"observations": frame, "actions": np.zeros((6, 0))})
+    found = str(error.value).split("\n  - ")
+    expected = ["4 faults:", "actions .* one column", "'speed': inf", "1e.308, and 5", "row 2: 2"]
+    assert all(re.match(f".*{words}", sentence) for sentence, words in zip(found, expected, strict=True)), found
+
+
+@given(st.integers(2, 300), st.floats(0.01, 0.9))
+def test_one_long_episode_is_split_by_time(n, held_out):
+    cut, (training, held) = format_.split(episodes(flat([n])), held_out, 0)
+    assert (training.tolist(), held.tolist()) == ([0], [1]) and cut.starts[[0, -1]].tolist() == [0, n]
+    assert abs(cut.lengths[1] - held_out * n) <= 1 and (cut.lengths > 0).all()
+    assert cut.terminal.tolist() == [False, True]

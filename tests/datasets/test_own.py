@@ -195,3 +195,13 @@ def test_windows_of_own_data_hold_their_numbers(elsewhere, profile):
     values = torch.from_numpy(np.hstack([part.states, part.actions]))
     assert ((t.decode(ids)[:, :3] - values).abs() <= half[:, :3] * (1 + 1e-6)).all()
     assert values[:, 2].abs().max() > 4
+
+
+def test_training_on_one_long_episode_holds_out_its_end_and_says_so(elsewhere, capsys):
+    arrays = some_arrays(200)
+    whole = arrays | {"terminals": np.zeros(200, bool), "timeouts": np.arange(200) == 199}
+    e = experiments.own("mine", store.keep("mine", whole), Transition(2, 1), "smoke")
+    parts, windows = store.split(e.data), store.windows(e)
+    assert [len(part.states) for part in parts] == [len(part) for part in windows] == [190, 10]
+    assert (parts[1].states == arrays["observations"][190:]).all()
+    assert "is one episode: its last steps, 5% of them, are held out" in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """Collect data from an environment, and convert Minari's episodes to the flat arrays of D4RL."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -70,20 +70,35 @@ def from_minari(dataset) -> dict[str, np.ndarray]:
                 "run `pip install minari` in its environment, or give arrays or an HDF5 file"
             ) from error
         dataset = minari.load_dataset(dataset, download=True)
-    parts = [_episode_arrays(episode) for episode in dataset.iterate_episodes()]
-    return {name: np.concatenate([part[name] for part in parts]) for name in KEYS}
+    if not hasattr(dataset, "iterate_episodes"):
+        raise ValueError(f"{dataset!r} is no dataset of Minari; expected one, or its name as text")
+    return join(map(_entries, dataset.iterate_episodes()))
 
 
-def _episode_arrays(episode) -> dict[str, np.ndarray]:
-    """Return D4RL's arrays of one episode of Minari."""
+def _entries(episode) -> dict:
+    """Return the entries of an episode of Minari that `join` takes."""
     for name in ("observations", "actions"):
         if not isinstance(values := getattr(episode, name), np.ndarray):
             raise ValueError(
                 f"{name} of episode {episode.id} are a {type(values).__name__}; expected an array with one row per "
                 "step: choose the entries you want and stack them, or flatten them with gymnasium.spaces.flatten"
             )
-    timeouts = np.array(episode.truncations, bool)
-    timeouts[-1] |= not episode.terminations[-1]
-    states = episode.observations[: len(timeouts)]
-    columns = (states, episode.actions, episode.rewards, episode.terminations, timeouts)
-    return dict(zip(KEYS, columns, strict=True))
+    return {name: getattr(episode, name) for name in ("observations", "actions", "rewards", "terminations")}
+
+
+def join(episodes: Iterable[Mapping]) -> dict[str, np.ndarray]:
+    """Join episodes of T steps, with the entries that Minari has, to D4RL's flat arrays.
+
+    observations: (T, N), or (T + 1, N), of which the last has no action and is left out; actions (T, M); rewards (T,);
+    terminations: whether the environment ended the episode, (T,) or one number.  Raises ValueError without episodes.
+    """
+    parts = []
+    for episode in episodes:
+        T, ended = len(episode["actions"]), np.zeros(len(episode["actions"]), bool)
+        ended[-1:] = np.ravel(episode["terminations"])[-1:]
+        last = np.arange(T) == T - 1
+        columns = (episode["observations"][:T], episode["actions"][:], np.ravel(episode["rewards"]))
+        parts.append(dict(zip(KEYS, (*columns, ended, last & ~ended), strict=True)))
+    if not parts:
+        raise ValueError("no episodes; expected at least one: does a filter keep none?")
+    return {name: np.concatenate([part[name] for part in parts]) for name in KEYS}

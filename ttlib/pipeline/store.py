@@ -120,8 +120,9 @@ def keep(name: str, given: Mapping[str, np.ndarray], action_range: tuple[float, 
     """
     if not re.fullmatch(r"[\w.-]+", name):
         raise ValueError(f"dataset name {name!r}; expected letters, digits, '.', '_' and '-' alone")
-    arrays.episodes(given, action_range)
-    given, digest = {key: np.ascontiguousarray(given[key]) for key in arrays.KEYS}, hashlib.sha256()
+    taken, faults = arrays.checked(given, action_range)
+    arrays.refuse(faults)
+    given, digest = {key: np.ascontiguousarray(taken[key]) for key in arrays.KEYS}, hashlib.sha256()
     for array in given.values():
         digest.update(f"{array.dtype} {array.shape}".encode())
         digest.update(array)
@@ -148,10 +149,17 @@ def _masked(episodes: Episodes, config: DataConfig) -> Episodes:
     return arrays.mask_states(episodes, config.mask_probability, config.seed) if config.mask_probability else episodes
 
 
+def _split(episodes: Episodes, config: DataConfig) -> tuple[Episodes, tuple[np.ndarray, np.ndarray]]:
+    """Return episodes, and indices of those to train on and of those held out; a single one is cut in two."""
+    if len(episodes) == 1:
+        results.say(f"{config.name} is one episode: its last steps, {config.held_out:.0%} of them, are held out")
+    return arrays.split(episodes, config.held_out, config.seed)
+
+
 def split(config: DataConfig) -> tuple[Episodes, Episodes]:
     """Return the training and the held-out episodes of a dataset."""
-    episodes = dataset(config)
-    return tuple(episodes.select(part) for part in episodes.split(config.held_out, config.seed))
+    episodes, parts = _split(dataset(config), config)
+    return tuple(episodes.select(part) for part in parts)
 
 
 def windows(exp: Experiment, path: Path | None = None) -> tuple[Windows, Windows]:
@@ -161,9 +169,8 @@ def windows(exp: Experiment, path: Path | None = None) -> tuple[Windows, Windows
     """
     transition, bins = exp.model.transition, exp.bins
     with hdf5.opened(path or dataset_file(exp.data), action_range(exp.data)) as episodes:
-        episodes = _masked(episodes, exp.data)
+        episodes, parts = _split(_masked(episodes, exp.data), exp.data)
         steps = data.steps(episodes, transition, bins.gamma, bins.reward_in_R, bins.terminal_reward)
-        parts = episodes.split(exp.data.held_out, exp.data.seed)
         training = episodes.rows(parts[0])
         fitted = tokenizer.fit(steps.columns(training), transition, bins.V, bins.kind)
         if bins.V_rest:
@@ -270,7 +277,8 @@ def train_model(exp: Experiment, folder: Path) -> None:
         "tokens": tokens,
         "curve": curve,
         "held_out_all": train.evaluate(model, held_out),
-        "held_out_by_dimension": [nats for nats, _ in train.by_dimension(model, held_out)],
+        # JSON has no NaN: a dimension that is never predicted, as in episodes of one step, has none.
+        "held_out_by_dimension": [nats if n else None for nats, n in train.by_dimension(model, held_out)],
         "seconds": round(sum(row["seconds"] for row in curve), 1),
     } | provenance.here()
     save(folder, model.cpu(), held_out.tokenizer, notes, ids, weight)
