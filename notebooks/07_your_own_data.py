@@ -24,7 +24,7 @@
 # %% tags=["parameters"]
 size = "laptop"
 path = ""  # the full path of an HDF5 file of yours, with D4RL's keys
-environment = ""  # where to act: an id that gymnasium knows
+environment = ""  # where to act: an id that gymnasium knows, such as Pendulum-v1; as module:Id-v0 if it is yours
 
 # %% tags=["hide-input"]
 import functools
@@ -52,6 +52,11 @@ from ttlib.pipeline.rollouts import ROLLOUT_STAGE, run_rollouts
 from ttlib.tokenizer import Transition
 
 # %% tags=["hide-input"]
+# What is wrong with your data, or does not fit your environment, is said here, before anything is trained.
+if path:
+    mine = hdf5.read(path, arrays.KEYS)
+    my_episodes, my_environment = own.check(mine, environment)
+
 figures.style()
 exp = experiments.get("pendulum", size)
 transition, V = exp.model.transition, exp.bins.V
@@ -129,7 +134,8 @@ plt.show()
 # ## Three ways in
 #
 # **A dictionary of arrays** goes through `arrays.episodes`, as above. **An HDF5 file** with the same keys, D4RL's own
-# or any other, is read by `hdf5.load(path)`:
+# or any other, is read by `hdf5.load(path)`. Other arrays in it are left alone. Files of numpy, Minari, robomimic,
+# d3rlpy and LeRobot are recognised, and the error shows the lines that convert them.
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -171,7 +177,7 @@ pd.DataFrame({name: array.squeeze() for name, array in converted.items()})
 # %% [markdown]
 # ## What is refused
 #
-# Here are four common mistakes and the message for each. Without the message, training would go through in most of
+# Here are four common mistakes and the message for each; several mistakes are listed at once. Without the message, training would go through in most of
 # these cases, and the plans would be bad.
 
 
@@ -185,7 +191,7 @@ def wrong(mistake: str, **changed: np.ndarray) -> None:
 
 gap = recorded["observations"].copy()
 gap[[700, 701], 2] = np.nan
-wrong("rewards as a column", rewards=recorded["rewards"][:, None])
+wrong("an action too few", actions=recorded["actions"][1:])
 wrong("a sensor that failed", observations=gap)
 wrong("no ends", timeouts=np.zeros(len(recorded["rewards"]), bool))
 wrong("another unit", actions=10 * recorded["actions"])
@@ -377,7 +383,8 @@ plt.show()
 # ## Your turn
 #
 # 1. Write down $N$, $M$ and the range of the actions. Put your data into the five arrays.
-# 2. Call `arrays.episodes(recorded, action_range)` and correct the data until it raises no error.
+# 2. Call `own.check(recorded, environment)` and correct the data until it raises no error. It compares the data with the
+#    environment: dimensions, the range of the actions, the kinds of spaces, what a reset and a few steps give.
 # 3. Store them with `store.keep`. It names them by their content: if one number changes, the model is trained anew.
 #    `experiments.own` gives the settings of this page, and `replace` changes them. For a robot with ten or more
 #    dimensions use four layers, a width of 128 and three times the updates.
@@ -387,30 +394,28 @@ plt.show()
 # The next cell does all of that. Run it on a file of yours in `make lab`, or with
 #
 # ```sh
-# make clean own ARGS="-p path=/full/path/mine.hdf5 -p environment=MyEnv-v0"
+# make own ARGS="-p path=/full/path/mine.hdf5 -p environment=MyEnv-v0"
 # ```
 #
-# Here `clean` makes the page run again, although only your file has changed. It keeps the models.
+# The page runs again when your file has changed. Step 2 comes first of all, so you need not wait for its answer.
 
 
 # %%
-def on_your_own(recorded: dict[str, np.ndarray], environment: str) -> None:
-    episodes = arrays.episodes(recorded)
+def on_your_own(recorded: dict, episodes: data.Episodes, make) -> None:
     config = store.keep("mine", recorded)
     N, M = episodes.states.shape[1], episodes.actions.shape[1]
     mine = experiments.own("mine", config, Transition(N, M), size)
     store.load_or_train(mine)
     mean, best = episodes.returns.mean(), episodes.returns.max()
     print(f"data: mean return {mean:.1f}, best return {best:.1f}")
-    for method in ("sampling", "tto") if environment else ():
-        make = functools.partial(gymnasium.make, environment)
+    for method in ("sampling", "tto") if make else ():
         runs = run_rollouts(mine, method, tuple(range(1000, 1005)), make=make)
         mean = np.mean([run.total for run in runs])
         print(f"{method}: mean return {mean:.1f} over {len(runs)} episodes")
 
 
 if path:
-    on_your_own(hdf5.read(path), environment)
+    on_your_own(mine, my_episodes, my_environment)
 else:
     print("no path was given, so there is nothing to do")
 

@@ -57,8 +57,12 @@ def parse_parameters(assignments: list[str]) -> dict:
             raise UsageError(f"-p {assignment}: expected name=value")
         try:
             parameters[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             parameters[name] = value
+        try:
+            json.dumps(parameters[name])
+        except (TypeError, ValueError):
+            raise UsageError(f"-p {assignment}: expected a number, text, or a list or dictionary of those") from None
     return parameters
 
 
@@ -97,8 +101,13 @@ def digest(path: Path) -> str:
 
 
 def content_key(page: Path, size: str, mode: str, parameters: dict) -> str:
-    """Return a hash of the sources' content, and of the arguments. Times of files do not matter."""
-    key = hashlib.sha256(json.dumps([size, mode, parameters], sort_keys=True).encode())
+    """Return a hash of the content of the sources and of files that are arguments, and of the arguments.
+
+    Times of files do not matter.
+    """
+    paths = [Path(value).expanduser() for value in parameters.values() if isinstance(value, str)]
+    given = [digest(NOTEBOOKS / path) for path in paths if (NOTEBOOKS / path).is_file()]
+    key = hashlib.sha256(json.dumps([size, mode, parameters, *given], sort_keys=True).encode())
     for path in sources(page):
         key.update(f"{path.relative_to(ROOT).as_posix()} {digest(path)}\n".encode())
     return key.hexdigest()

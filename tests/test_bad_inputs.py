@@ -3,12 +3,15 @@
 import fcntl
 import re
 
+import gymnasium
 import h5py
 import numpy as np
 import pytest
 from conftest import flat
 
-from ttlib.datasets import arrays, hdf5
+from ttlib.baselines.agents import FunctionAgent
+from ttlib.datasets import arrays, hdf5, own
+from ttlib.environments import stepping
 
 
 def changed(**values):
@@ -191,3 +194,83 @@ def test_hdf5(defect, reader, tmp_path):
         return  # types of values are looked at by `arrays.episodes` alone
     with pytest.raises(ValueError, match=rf"(?s)^{re.escape(str(path))}:? .*{said}"):
         reader(path)
+
+
+class World(gymnasium.Env):
+    """Random states of two numbers, and one action; `bent` replaces what reset and step return."""
+
+    def __init__(self, space=None, **bent):
+        self.bent, self.action_space = bent, space or gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.bent.get("reset", lambda state: (state, {}))(self.np_random.normal(size=2))
+
+    def step(self, action):
+        return self.bent.get("step", lambda s: (s, 0.5, False, False, {}))(self.np_random.normal(size=2))
+
+
+def world(space=None, **bent):
+    return lambda: gymnasium.wrappers.TimeLimit(World(space, **bent), 9)
+
+
+def fails(*_):
+    raise OSError("no display")
+
+
+ENVIRONMENTS = {
+    "an unknown id": ("Nothing-v0", "'Nothing-v0' cannot be made .*expected|give an id that gymnasium knows"),
+    "an environment that cannot be made": (fails, "cannot be made .no display.: give an id"),
+    "discrete actions": (world(gymnasium.spaces.Discrete(3)), r"actions are Discrete\(3\); expected a Box: wrap"),
+    "several discrete actions": (world(gymnasium.spaces.MultiDiscrete([3, 2])), "are MultiDiscrete.*; expected a Box"),
+    "another number of actions": (world(gymnasium.spaces.Box(-1, 1, (2,))), r"\(2,\); expected \(1,\): is it"),
+    "another unit of actions": (world(gymnasium.spaces.Box(-0.1, 0.1, (1,))), r"100% lie outside .*\[-0.1, 0.1\]"),
+    "more states": (world(reset=lambda s: (np.append(s, s), {})), r"state has shape \(4,\); expected \(2,\): is it"),
+    "a table of states": (world(step=lambda s: (s[None], 0.0, False, False, {})), r"shape \(1, 2\); expected \(2,\)"),
+    "a dictionary of states": (world(reset=lambda s: ({"eye": s}, {})), "state is a dict; .*FlattenObservation"),
+    "reset without info": (world(reset=lambda s: list(s)), r"reset gives a list; expected \(state, info\)"),
+    "gym's four values": (lambda: World(step=lambda s: (s, 0.0, False, {})), "step gives something else than"),
+    "two rewards": (world(step=lambda s: (s, [0, 1], False, False, {})), r"reward is \[0, 1\]; expected one number"),
+    "no reward": (world(step=lambda s: (s, None, False, False, {})), "reward None; expected finite"),
+    "NaN in a state": (world(reset=lambda s: (s * np.nan, {})), "gives .nan nan., reward 0.0; expected finite numbers"),
+    "a failing step": (world(step=fails), r"fails at its first steps: OSError\('no display'\)"),
+}  # fmt: skip
+DATA = {key: np.concatenate([array] * 2) for key, array in flat([2, 4]).items()}
+DATA["actions"] = np.where(DATA["actions"] > 0, 0.8, -0.8)
+
+
+@pytest.mark.parametrize("defect", ENVIRONMENTS)
+def test_environments(defect):
+    """The report also names what is wrong with the data, at the same time."""
+    environment, said = ENVIRONMENTS[defect]
+    with pytest.raises(ValueError, match=said):
+        own.check(DATA, environment)
+    with pytest.raises(ValueError, match=rf"(?s)2 faults:.*rewards, row 3: inf.*{said}"):
+        own.check(put("rewards", 3, np.inf)(DATA), environment)
+
+
+def test_good_data_and_a_good_environment_are_taken_and_an_endless_one_gets_a_limit(capsys):
+    data, make = own.check(DATA, world(step=lambda s: (s, np.array([0.5]), False, False, {})))
+    assert data.lengths.tolist() == [2, 4, 2, 4] and stepping.time_limit(make()) == 9 and not capsys.readouterr().out
+    _, make = own.check(DATA, World)
+    assert "no time limit: its episodes end after 4 steps" in capsys.readouterr().out
+    (run,) = stepping.rollouts(make, FunctionAgent(lambda states, rows: np.zeros((1, 1))), [0])
+    assert run.rewards == [0.5] * 4
+    with pytest.raises(ValueError, match="every episode has one step, so none follows another"):
+        own.check(DATA | {"terminals": np.ones(12, bool)})
+
+
+ROLLOUTS = {
+    "no time limit": (World, 1, "has no time limit, so episodes may never end: give gymnasium.wrappers.TimeLimit"),
+    "discrete actions": (world(gymnasium.spaces.Discrete(3)), 1, r"Discrete\(3\); expected a Box"),
+    "too few actions": (world(gymnasium.spaces.Box(-1, 1, (2,))), 1, r"of shape \(1,\); the environment takes \(2,\)"),
+    "states that change": (world(step=lambda s: (s[:1], 0.0, False, False, {})), 1, r"shape \(1,\); expected \(2,\)"),
+    "no reward": (world(step=lambda s: (s, {}, False, False, {})), 1, "reward is {}; expected one number"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("defect", ROLLOUTS)
+def test_rollouts(defect):
+    make, M, said = ROLLOUTS[defect]
+    with pytest.raises(ValueError, match=said):
+        stepping.rollouts(make, FunctionAgent(lambda states, rows: np.zeros((len(states), M))), [0, 1])

@@ -26,6 +26,7 @@ def run(monkeypatch):
     (["04_four_rooms.py", "--mode", "fast"], ["fast", "all", "scratch", "book"]),
     (["04_four_rooms.py", "--size", "smoke", "-p", "widht=3"], ["widht", "its parameters are size"]),
     (["04_four_rooms.py", "--size", "smoke", "-p", "size=paper"], ["size=paper", "--size"]),
+    (["07_your_own_data.py", "--size", "smoke", "-p", "path={1}"], ["path={1}", "expected a number, text"]),
 ])
 def test_bad_arguments_are_refused(arguments, said):
     command = [sys.executable, ROOT / "notebooks" / "run.py", *arguments]
@@ -35,7 +36,7 @@ def test_bad_arguments_are_refused(arguments, said):
 
 
 def test_content_decides_what_is_stale(run, tmp_path, monkeypatch):
-    """The key of a page changes with its text, size, mode and parameters, and with nothing else."""
+    """The key of a page changes with its text, size, mode, parameters and the user's files, and with nothing else."""
     page = tmp_path / "page.py"
     page.write_text("x = 1\n")
     monkeypatch.setattr(run, "ROOT", tmp_path)
@@ -47,6 +48,11 @@ def test_content_decides_what_is_stale(run, tmp_path, monkeypatch):
     assert len({key, *(run.content_key(page, *other) for other in others)}) == 4
     page.write_text("x = 2\n")
     assert run.content_key(page, "smoke", "all", {}) != key
+    mine = {"path": str(tmp_path / "mine.hdf5")}
+    (tmp_path / "mine.hdf5").write_bytes(b"1")
+    key = run.content_key(page, "smoke", "all", mine)
+    (tmp_path / "mine.hdf5").write_bytes(b"2")
+    assert run.content_key(page, "smoke", "all", mine) != key
 
 
 SHIPPED = (

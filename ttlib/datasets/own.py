@@ -1,10 +1,14 @@
-"""Collect data from an environment, and convert Minari's episodes to the flat arrays of D4RL."""
+"""Data of your own: collect them, convert Minari's episodes, and compare data with the environment to act in."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from ttlib.datasets.arrays import KEYS
+from ttlib.data import Episodes
+from ttlib.datasets.arrays import KEYS, ROUNDING, checked, episodes, refuse
+from ttlib.environments import stepping
+
+TRIED = 3  # steps that `check` takes in an environment
 
 
 def collect(
@@ -102,3 +106,89 @@ def join(episodes: Iterable[Mapping]) -> dict[str, np.ndarray]:
     if not parts:
         raise ValueError("no episodes; expected at least one: does a filter keep none?")
     return {name: np.concatenate([part[name] for part in parts]) for name in KEYS}
+
+
+def check(given: Mapping, environment: str | Callable | None = None) -> tuple[Episodes, Callable]:
+    """Return the episodes of arrays, and a function that makes the environment where plans will act.
+
+    environment: an id that gymnasium knows, or a function that makes it.  An environment without a time limit ends
+    after as many steps as the longest episode of the data, which is printed.  Raises ValueError with all that is wrong
+    with the data, with the environment, and between them; this takes seconds, and nothing is trained.
+    """
+    arrays, faults = checked(given)
+    data = None if faults else episodes(given)
+    if data and data.lengths.max() == 1:
+        faults.append("every episode has one step, so none follows another: set ends at the last step of each episode")
+    if not environment:
+        refuse(faults)
+        return data, None
+    import gymnasium
+
+    make = environment
+    if isinstance(environment, str):
+        make = lambda: gymnasium.make(environment, disable_env_checker=True)  # noqa: E731
+    try:
+        env = make()
+    except Exception as error:  # whatever the code of others raises
+        way_out = "give an id that gymnasium knows, as module:Id-v0 for one of yours"
+        refuse([*faults, f"the environment {environment!r} cannot be made ({error}): {way_out}"])
+    refuse(faults + _mismatches(arrays, env))
+    limit = stepping.time_limit(env)
+    env.close()
+    if limit:
+        return data, make
+    limit = int(data.lengths.max())
+    print(f"{environment} has no time limit: its episodes end after {limit} steps, the longest of the data")
+    return data, lambda: gymnasium.wrappers.TimeLimit(make(), limit)
+
+
+def _mismatches(arrays: Mapping[str, np.ndarray], env) -> list[str]:
+    """Return a sentence for each way in which arrays, of which some may be missing, and an environment differ."""
+    N, M = (arrays[key].shape[1] if key in arrays else None for key in KEYS[:2])
+    faults = stepping.action_faults(env, M)
+    actions = [env.action_space.sample() for _ in range(TRIED)]
+    if not faults and "actions" in arrays:
+        low, high, taken = env.action_space.low, env.action_space.high, np.asarray(arrays["actions"], np.float64)
+        actions = np.clip(taken[:TRIED], low, high).astype(np.float32)
+        beyond = np.maximum(taken - high, low - taken)
+        for i in np.flatnonzero((beyond > ROUNDING * np.maximum(1, abs(high))).any(0)):
+            part, most = (beyond[:, i] > 0).mean(), taken[np.argmax(beyond[:, i]), i]
+            faults.append(
+                f"actions, column {i}: {part:.0%} lie outside of the environment's [{low[i]:g}, {high[i]:g}], such as "
+                f"{most:g}: convert their unit or, if the environment clipped them, clip them"
+            )
+    try:
+        return faults + _tried(env, N, actions)
+    except Exception as error:  # whatever the code of others raises
+        return [*faults, f"the environment fails at its first steps: {error!r}"]
+
+
+def _tried(env, N: int | None, actions: Sequence) -> list[str]:
+    """Reset an environment and take actions (TRIED, M); return sentences about what it gives back."""
+    given = env.reset(seed=0)
+    if not (isinstance(given, tuple) and len(given) == 2):
+        return [f"reset gives a {type(given).__name__}; expected (state, info), as gymnasium's environments give"]
+    faults = _not_finite(given[0], 0.0, N)
+    for action in actions:
+        if faults:
+            break
+        given = env.step(action)
+        if not (isinstance(given, tuple) and len(given) == 5):
+            return ["step gives something else than (state, reward, terminal, timeout, info), as gymnasium's do"]
+        faults = _not_finite(*given[:2], N)
+        if given[2] or given[3]:
+            break
+    return faults
+
+
+def _not_finite(state, reward, N: int | None) -> list[str]:
+    """Return a sentence unless a state is a row of N numbers and a reward is a number."""
+    try:
+        numbers = [*stepping.as_state(state, N), stepping.as_number(reward)]
+    except ValueError as error:
+        return [str(error)]
+    return (
+        []
+        if np.isfinite(numbers).all()
+        else [f"the environment gives {state}, reward {reward}; expected finite numbers"]
+    )
