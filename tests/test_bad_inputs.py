@@ -1,17 +1,30 @@
 """Bad inputs: a door, a defect, and the sentence that refuses it.  A defect that is taken, or another error, fails."""
 
 import fcntl
+import os
 import re
+import shutil
+import tracemalloc
+import zlib
 
 import gymnasium
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
-from conftest import flat
+import torch
+from conftest import WORLD, flat, parameters, tiny_model, tiny_windows
+from damage import cut, edit_config, edit_tensors
 
+from ttlib import checkpoint, tokenizer, train
 from ttlib.baselines.agents import FunctionAgent
 from ttlib.datasets import arrays, hdf5, own
-from ttlib.environments import stepping
+from ttlib.environments import policies, stepping
+from ttlib.model import GPT, ModelConfig
+from ttlib.pipeline import experiments, packing, places, results, store
+from ttlib.pipeline.resume import Resume
+from ttlib.search import Plan
+from ttlib.train import TrainConfig
 
 
 def changed(**values):
@@ -274,3 +287,177 @@ def test_rollouts(defect):
     make, M, said = ROLLOUTS[defect]
     with pytest.raises(ValueError, match=said):
         stepping.rollouts(make, FunctionAgent(lambda states, rows: np.zeros((len(states), M))), [0, 1])
+
+
+EXPERIMENT = experiments.get("pendulum", "smoke")
+
+
+def config(**changes):
+    """Return a defect of a checkpoint: settings of config.json, by section__name."""
+
+    def change(c):
+        for name, value in changes.items():
+            section, _, name = name.partition("__")
+            at = c[section] if name else c
+            at[name or section] = value
+
+    return edit_config(change)
+
+
+def text(content):
+    return lambda folder: (folder / "config.json").write_bytes(content)
+
+
+def tensor(name, change):
+    return edit_tensors(lambda t: t.update({name: change(t[name].clone())}))
+
+
+def nan_in_the_middle(x):
+    x[:, x.shape[1] // 2] = torch.nan
+    return x
+
+
+NOT_ITS_MODEL = "is not the model of its experiment: config.json says model.%s = %s; expected .*: delete it"
+CHECKPOINTS = {
+    **{f"{name} = {value}": (config(**{f"model__{name}": value}), NOT_ITS_MODEL % (name, re.escape(repr(value))))
+       for name, value in [("n_layer", 10**7), ("n_head", 0), ("n_head", -4), ("n_head", 1), ("d_model", -128),
+                           ("T", 10**12), ("dropout", float("nan")), ("heads", 3)]},
+    "N and M exchanged": (config(model__transition={"N": 1, "M": 3, "rewards": True}), "model.transition = .*'N': 3"),
+    "another kind of bins": (config(tokenizer__kind="quantile"), "has 100 quantile bins; expected .*kind='uniform'"),
+    "no notes": (config(about=None), "is not a readable checkpoint .*delete it"),
+    "a config that is not UTF-8": (text(b'{"about": "\xff"}'), "is not a readable checkpoint .*Unicode.*delete it"),
+    "a config nested deeply": (text(b"[" * 100_000), "is not a readable checkpoint .*Recursion.*delete it"),
+    "NaN among edges": (tensor("tokenizer.edges", nan_in_the_middle), "are not finite and ascending: delete it"),
+    "descending edges": (tensor("tokenizer.edges", lambda x: x.flip(1)), "are not finite and ascending: delete it"),
+    "NaN among centres": (tensor("tokenizer.centres", nan_in_the_middle), "are not finite and ascending: delete it"),
+    "weights of gigabytes": (lambda f: os.truncate(f / "model.safetensors", 10**11), "has 100,0.* bytes; its config"),
+    "weights that are cut": (cut(0.5), "is not a readable checkpoint .*delete it"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Return the folder of a checkpoint of EXPERIMENT, with random weights."""
+    folder = tmp_path_factory.mktemp("trained")
+    transition = EXPERIMENT.model.transition
+    bins = tokenizer.fit(torch.randn(transition.D, 50).double(), transition, EXPERIMENT.bins.V, EXPERIMENT.bins.kind)
+    checkpoint.save(folder, GPT(EXPERIMENT.model), bins, {"key": store.model_key(EXPERIMENT), "held_out_all": 1.0})
+    return folder
+
+
+@pytest.mark.parametrize("defect", CHECKPOINTS)
+def test_checkpoints(defect, trained, tmp_path, monkeypatch):
+    """Sizes are compared before a model is built; where weights alone are read, nonsense is refused as well."""
+    damage, said = CHECKPOINTS[defect]
+    folder = tmp_path / "c"
+    shutil.copytree(trained, folder)
+    monkeypatch.setattr(store, "checkpoint_folder", lambda item: folder)
+    assert store.load_or_train(EXPERIMENT).model.config == EXPERIMENT.model
+    damage(folder)
+    with pytest.raises(ValueError, match=said):
+        store.load_or_train(EXPERIMENT)
+    if re.search("n_layer|n_head = -?[04]|d_model|T =|heads|no notes|UTF|deeply|cut", defect):
+        with pytest.raises(ValueError, match="c(:| is not a readable checkpoint).*delete"):
+            checkpoint.load(folder)
+
+
+BOMB = b"".join(zlib.compress(bytes(10**7), 9) for _ in range(4))
+PACKED = {
+    "a bomb": (BOMB, None, "more bytes than their config has"),
+    "more than the config has": (packing.pack(bytes(range(256)) * 20), 5000, "more bytes than their config has"),
+    "no stream": (b"no stream", None, "cannot be unpacked .*: fetch or train them again"),
+    "weights that are cut": (packing.pack(bytes(range(256)) * 20)[:-9], None, "they end too early"),
+    "nothing": (b"", None, "they end too early"),
+}
+
+
+@pytest.mark.parametrize("defect", PACKED)
+def test_packed_weights(defect):
+    content, most, said = PACKED[defect]
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=said):
+        packing.unpack(content, most)
+    assert tracemalloc.get_traced_memory()[1] < 20 * len(content) + 100_000
+    tracemalloc.stop()
+
+
+POLICIES = {
+    "a file that is cut": content(lambda x: x[: len(x) // 2]),
+    "nothing": content(lambda x: b""),
+    "a pickle": content(lambda x: b"\x80\x04N."),
+    "a key is missing": lambda path: np.savez(path, **{k: v for k, v in WEIGHTS.items() if k != "mean_bias"}),
+    "another shape": lambda path: np.savez(path, **WEIGHTS | {"mean_weight": np.zeros((7, 3))}),
+    "other actions": lambda path: np.savez(path, **WEIGHTS | {name: array[..., :2] for name, array in WEIGHTS.items()
+                                                              if name.startswith(("mean", "log_std"))}),
+    "NaN": lambda path: np.savez(path, **WEIGHTS | {"mean_bias": np.full(3, np.nan)}),
+}  # fmt: skip
+SHAPES = {"hidden0": (11, 4), "hidden1": (4, 4), "mean": (4, 3), "log_std": (4, 3)}
+WEIGHTS = {f"{name}_weight": np.ones(shape) for name, shape in SHAPES.items()}
+WEIGHTS |= {f"{name}_bias": np.ones(shape[1]) for name, shape in SHAPES.items()}
+
+
+@pytest.mark.parametrize("defect", POLICIES)
+def test_policies(defect, tmp_path):
+    path = tmp_path / "step_0000007.npz"
+    np.savez(path, **WEIGHTS)
+    assert policies.policy("hopper", 7, tmp_path)(np.zeros((2, 11)), np.random.default_rng(0)).shape == (2, 3)
+    POLICIES[defect](path)
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))} is not a readable policy .*: fetch it again"):
+        policies.policy("hopper", 7, tmp_path)
+
+
+def nan_weights(path):
+    saved = torch.load(path)
+    saved["model"]["head.weight"].data[0] = torch.nan
+    torch.save(saved, path)
+
+
+RESUMED = {"a state that is cut": content(lambda x: x[:1000]), "nothing": content(lambda x: b""), "NaN": nan_weights,
+           "no state": lambda path: torch.save([1], path)}  # fmt: skip
+
+
+@pytest.mark.parametrize("defect", RESUMED)
+def test_a_damaged_state_of_a_training_is_named_and_the_training_begins_anew(defect, tmp_path, capsys):
+    windows, how = tiny_windows(), TrainConfig(4, 4, dtype="float32")
+    models = [tiny_model() for _ in range(3)]
+    train.fit(models[0], windows, how)
+    train.fit(models[1], windows, how, saved=Resume(tmp_path, seconds=0), stop_at=2)
+    RESUMED[defect](tmp_path / "resume.pt")
+    train.fit(models[2], windows, how, saved=Resume(tmp_path, seconds=0))
+    assert torch.equal(parameters(models[2]), parameters(models[0]))
+    assert re.search(r"resume.pt is damaged \(.*\): the training begins anew", capsys.readouterr().err)
+
+
+KEPT = {"no table": (".csv", lambda x: b""), "a table that is cut": (".csv", lambda x: x[:-2]),
+        "no record": (".json", lambda x: b""), "another record": (".json", lambda x: b"[]"),
+        "another number": (".csv", lambda x: x.replace(b"1.5", b"2.5"))}  # fmt: skip
+
+
+@pytest.mark.parametrize("defect", KEPT)
+def test_a_damaged_table_is_named_and_made_again(defect, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(places, "TABLES", tmp_path)
+    make = lambda: results.table("t", "smoke", lambda: pd.DataFrame({"x": [1.5, 12.25]}), {}, public=False)  # noqa: E731
+    made, (ending, change) = make(), KEPT[defect]
+    (path,) = tmp_path.glob(f"*{ending}")
+    path.write_bytes(change(path.read_bytes()))
+    assert make().equals(made) and re.search(r"csv is damaged \(.*\): it is made again", capsys.readouterr().err)
+    assert make().equals(made) and "loaded" in capsys.readouterr().err
+
+
+CONFIGS = {
+    "no learning rate": (lambda: TrainConfig(4, lr=0.0), "lr=0.0; expected .*lr > 0"),
+    "learning rate NaN": (lambda: TrainConfig(4, lr=float("nan")), "lr=nan; expected .*lr > 0"),
+    "no updates": (lambda: TrainConfig(0), "updates=0.*; expected at least 1"),
+    "gamma below 0": (lambda: experiments.Bins(gamma=-0.1), "gamma=-0.1; expected 0 to 1"),
+    "gamma NaN": (lambda: experiments.Bins(gamma=float("nan")), "gamma=nan; expected 0 to 1"),
+    "no layers": (lambda: ModelConfig(WORLD, 4, n_layer=0), "n_layer=0.*; expected T >= 1 and layers"),
+    "heads below 0": (lambda: ModelConfig(WORLD, 4, n_head=-4), "d_model=192 is no multiple of n_head=-4"),
+    "no plan": (lambda: Plan(-2, 1, 1), "expected horizon and widths of at least 1"),
+}
+
+
+@pytest.mark.parametrize("defect", CONFIGS)
+def test_configs(defect):
+    make, said = CONFIGS[defect]
+    with pytest.raises(ValueError, match=said):
+        make()

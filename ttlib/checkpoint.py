@@ -7,7 +7,6 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ttlib import files
@@ -66,26 +65,27 @@ def load(
     if device.type == "cuda" and (device.index or 0) >= gpus:
         raise ValueError(f"{device} is missing; expected cpu or one of {gpus} GPUs")
     for name in ("config.json", "model.safetensors")[: 2 if weights is None else 1]:
-        if not (folder / name).exists():
-            path = folder / name
+        if not (path := folder / name).exists():
             raise FileNotFoundError(f"{path} is missing; expected a checkpoint")
     try:
         config = json.loads((folder / "config.json").read_text())
         weights = weights or (folder / "model.safetensors").read_bytes()
         tensors = safetensors.torch.load(weights)
         transition = Transition(**config["model"].pop("transition"))
-        model = GPT(ModelConfig(transition, **config["model"]))
+        sizes = ModelConfig(transition, **config["model"])
+        if sizes.n_layer > len(tensors):
+            raise ValueError(f"{sizes.n_layer=}, but {len(tensors)} tensors")
+        with torch.device("meta"):  # memory is taken once the shapes are compared
+            model = GPT(sizes)
         V, kind = config["tokenizer"]["V"], config["tokenizer"]["kind"]
-        about = config["about"]
-    except (SafetensorError, ValueError, LookupError, TypeError) as error:
-        raise ValueError(
-            f"{folder} is not a readable checkpoint ({error!r}): delete it, and "
-            "train or fetch it again"
-        ) from error
+        about = dict(config["about"])
+    except Exception as error:  # whatever a damaged file may hold
+        what = f"{folder} is not a readable checkpoint ({error!r}): delete it, and "
+        raise ValueError(f"{what}train or fetch it again") from error
     _check_shapes(folder, model, tensors)
     edges, centres = (tensors.pop(name) for name in BINS)
-    names = [name for name, _ in model.named_parameters()]
-    model.load_state_dict({name: tensors.pop(name).float() for name in names})
+    state = {name: tensors.pop(name).float() for name, _ in model.named_parameters()}
+    model.load_state_dict(state, assign=True)
     tokenizer = Tokenizer(transition, V, kind, edges, centres).to(device)
     return Checkpoint(model.eval().to(device), tokenizer, about, tensors)
 

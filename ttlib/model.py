@@ -32,15 +32,15 @@ class ModelConfig:
         return self.prefix + self.T * self.transition.D
 
     def __post_init__(self):
-        if self.d_model % (n_head := self.n_head):
+        if (n_head := self.n_head) < 1 or self.d_model % n_head:
             raise ValueError(f"d_model={self.d_model} is no multiple of {n_head=}")
         if (where := self.dropout_where) not in ("block", "everywhere"):
             raise ValueError(f"dropout_where {where!r}; expected block, everywhere")
         if self.masked and self.V > 255:
             raise ValueError(f"V={self.V}; expected at most 255: 255 marks masks")
-        if self.T < 1 or not 0 <= self.dropout < 1:
-            found = f"T={self.T}, dropout={self.dropout}"
-            raise ValueError(f"{found}; expected T >= 1, 0 <= dropout < 1")
+        if min(self.T, self.n_layer) < 1 or not 0 <= self.dropout < 1:
+            found = f"T={self.T}, n_layer={self.n_layer}, dropout={self.dropout}"
+            raise ValueError(f"{found}; expected T >= 1 and layers, 0 <= dropout < 1")
         if (scale := self.embedding_length_scale) < 0:
             raise ValueError(f"embedding_length_scale={scale}; expected at least 0")
 

@@ -39,9 +39,9 @@ class TrainConfig:
         for name, names in known.items():
             if (value := getattr(self, name)) not in names:
                 raise ValueError(f"{name} {value!r}; expected one of {names}")
-        if min(self.updates, self.batch) < 1:
-            found = f"updates={self.updates}, batch={self.batch}"
-            raise ValueError(f"{found}; expected at least 1 of each")
+        if min(self.updates, self.batch) < 1 or not 0 < self.lr < math.inf:
+            found = f"updates={self.updates}, batch={self.batch}, lr={self.lr}"
+            raise ValueError(f"{found}; expected at least 1 of each, and lr > 0")
 
     def lr_at(self, update: int) -> float:
         """Return the learning rate as a fraction of lr: a linear rise, over at most

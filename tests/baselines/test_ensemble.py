@@ -466,6 +466,10 @@ def test_a_saved_ensemble_is_loaded(tmp_path, options):
     (edit_config(lambda c: c["ensemble"].update(width=0)), "width=0; expected at least 1"),
     (edit_config(lambda c: c["ensemble"].update(width=9)), "size mismatch"),
     (edit_config(lambda c: c["ensemble"].update(layers=3)), "weights"),
+    (edit_config(lambda c: c["ensemble"].update(members=10**9)), "size mismatch"),
+    (edit_config(lambda c: c.update(N=10**12)), "size mismatch"),
+    (edit_config(lambda c: c.update(about=None)), "TypeError"),
+    (edit_tensors(lambda t: t["weights.0"].fill_(math.nan)), "weights.0 holds numbers that are not finite"),
     (edit_tensors(lambda t: t.pop("input_mean")), "input_mean"),
 ])
 def test_damaged_folders_are_refused(tmp_path, damage, match):

@@ -171,7 +171,7 @@ def test_a_diverging_run_is_stopped():
 @pytest.mark.parametrize("options, match", [
     ({"optimiser": "sgd"}, "'sgd'; expected .*adam.*adamw.*muon"),
     ({"dtype": "float16"}, "'float16'; expected .*fast.*float32.*bfloat16"),
-    ({"updates": 0}, "updates=0, batch=64; expected"), ({"batch": 0}, "updates=10, batch=0; expected"),
+    ({"updates": 0}, "updates=0, batch=64, lr=.*; expected"), ({"batch": 0}, "batch=0, lr=.*; expected"),
 ])  # fmt: skip
 def test_bad_configs_are_refused(options, match):
     with pytest.raises(ValueError, match=match):

@@ -75,6 +75,10 @@ class Bins:
     action_weight: float = 1.0
     V_rest: int | None = None  # bins of actions and rewards, where these have fewer than states
 
+    def __post_init__(self):
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma={self.gamma}; expected 0 to 1")
+
 
 @dataclass(frozen=True)
 class Experiment:

@@ -4,14 +4,20 @@ import zlib
 from pathlib import Path
 
 PACKED = "model.safetensors.z"
+RATIO = 8  # codes of Huffman alone, which `pack` writes, spend at least one bit on a byte
 
 
-def weights(folder: Path) -> bytes:
-    """Return a folder's model.safetensors, packed or not.  Raises FileNotFoundError, or ValueError if it is damaged."""
+def weights(folder: Path, most: int | None = None) -> bytes:
+    """Return a folder's model.safetensors, packed or not, of `most` bytes.
+
+    Raises FileNotFoundError, or ValueError if it is damaged or larger, before memory is taken for it.
+    """
     if (plain := folder / "model.safetensors").exists():
+        if most is not None and (size := plain.stat().st_size) > most:
+            raise ValueError(f"{plain} has {size:,} bytes; its config has at most {most:,}: fetch or train it again")
         return plain.read_bytes()
     if (packed := folder / PACKED).exists():
-        return unpack(packed.read_bytes())
+        return unpack(packed.read_bytes(), most)
     raise FileNotFoundError(f"{plain} is missing; expected a checkpoint, which `make scratch` trains")
 
 
@@ -21,15 +27,17 @@ def pack(content: bytes) -> bytes:
     return b"".join(packer.compress(content[i::4]) + packer.flush() for i, packer in enumerate(packers))
 
 
-def unpack(packed: bytes) -> bytes:
-    """Return what `pack` was given.  Raises ValueError if it cannot be read."""
-    parts = []
+def unpack(packed: bytes, most: int | None = None) -> bytes:
+    """Return what `pack` was given, of `most` bytes.  Raises ValueError if it cannot be read or has more."""
+    parts, room = [], RATIO * len(packed) if most is None else min(most, RATIO * len(packed))
     for _ in range(4):
         stream = zlib.decompressobj()
         try:
-            parts.append(stream.decompress(packed))
+            parts.append(stream.decompress(packed, room + 1))
         except zlib.error as error:
             raise ValueError(f"weights cannot be unpacked ({error}): fetch or train them again") from error
+        if (room := room - len(parts[-1])) < 0:
+            raise ValueError("weights cannot be unpacked (more bytes than their config has): fetch or train them again")
         if not stream.eof:
             raise ValueError("weights cannot be unpacked (they end too early): fetch or train them again")
         packed = stream.unused_data

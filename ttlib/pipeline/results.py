@@ -134,7 +134,8 @@ def table(
     folder = places.folder(size)  # raises for an unknown size
     at = (places.records(size) if record else folder) / f"{name}.csv"
     path = table_file(name, size, config, inputs, stage)
-    if public and (places.mode() == "book" or (record and takes_records(size) and not path.exists())):
+    kept = _is_whole(path)
+    if public and (places.mode() == "book" or (record and takes_records(size) and not kept)):
         try:
             found = published(at, _recipe(name, config)[0], inputs or {}, stage)
             say(f"{name}: taken from {places.shown(at.parent)}")
@@ -144,13 +145,28 @@ def table(
             if places.mode() == "book":
                 raise type(error)(f"{error}; `make book` only draws: run `make all` first") from None
             say(f"{name}: not taken from records: {error}")
-    if path.exists():
+    if kept:
         say(f"{name}: loaded (key {path.stem[-16:]})")
     else:
         _compute(path, name, size, make, (config, inputs or {}, stage))
     if public:
         _publish(at, path.read_text(), json.loads(path.with_suffix(".json").read_text()))
     return pd.read_csv(path)
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a table is kept as it was made; name one that is damaged, since it is made again."""
+    if not path.exists():
+        return False
+    try:
+        csv, about = path.read_text(), json.loads(path.with_suffix(".json").read_text())
+        if csv and about.get("sha256", _digest(csv)) == _digest(csv):  # those of old have no digest
+            return True
+        error = "its digest is another one"
+    except (OSError, ValueError, AttributeError) as caught:
+        error = caught
+    say(f"{path} is damaged ({error}): it is made again")
+    return False
 
 
 def drawn(name: str, size: str, make: Callable[[], pd.DataFrame], *tables: pd.DataFrame, **config) -> pd.DataFrame:
@@ -181,9 +197,10 @@ def _compute(path: Path, name: str, size: str, make: Callable[[], pd.DataFrame],
     took = made.attrs.get("seconds", time.perf_counter() - start)  # of its parts, where these are made before
     (recipe, config), inputs, stage = _recipe(name, parents[0]), *parents[1:]
     about = {"name": name, "size": size, "recipe": recipe, "stage": stage, "config": config, "inputs": inputs}
-    about |= provenance.here() | {"wall_seconds": round(took, 1)}
+    csv = made.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    about |= provenance.here() | {"wall_seconds": round(took, 1), "sha256": _digest(csv)}
     _write(path.with_suffix(".json"), json.dumps(about, indent=1))
-    _write(path, made.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    _write(path, csv)
     say(f"{name}: computed in {took:.0f} s")
 
 

@@ -9,6 +9,7 @@ import torch
 from ttlib import files, train
 from ttlib.data import Windows
 from ttlib.model import GPT
+from ttlib.pipeline import results
 from ttlib.train import TrainConfig
 
 
@@ -25,7 +26,7 @@ class Resume:
         options = windows.T, windows.action_weight, windows.goal, windows.masked, windows.markov
         self.of = f"{config} {model.config} {len(windows)} {data} {options}"
         device = next(model.parameters()).device
-        saved = torch.load(self.path, device, weights_only=True) if self.path.exists() else {}
+        saved = self._read(device)
         if saved.get("of") != self.of:
             return train.begin(model, config)
         model.load_state_dict(saved["model"])
@@ -33,6 +34,19 @@ class Resume:
         for optimiser, state in zip(optimisers, saved["optimisers"], strict=True):
             optimiser.load_state_dict(state)
         return saved["dtype"], optimisers, saved["update"], saved["curve"]
+
+    def _read(self, device: torch.device) -> dict:
+        """Return the state in the file; nothing, after a line about it, where there is none that can be used."""
+        if not self.path.exists():
+            return {}
+        try:
+            saved = torch.load(self.path, device, weights_only=True)
+            if not all(x.isfinite().all() for x in saved["model"].values()):
+                raise ValueError("its weights are not finite")
+            return saved
+        except Exception as error:  # whatever a damaged file may hold
+            results.say(f"{self.path} is damaged ({error}): the training begins anew")
+            return {}
 
     def write(self, model: GPT, optimisers: list, update: int, curve: list, dtype: str) -> None:
         """Write the state, unless that was done less than `seconds` ago."""

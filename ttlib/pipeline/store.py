@@ -1,5 +1,6 @@
 """Datasets, models and tables, each found by the content that made it, else made."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -228,12 +229,34 @@ def checkpoint_folder(item: Experiment | Fit) -> Path | None:
     return None
 
 
+def _config(folder: Path) -> dict:
+    """Return what config.json of a checkpoint or a baseline holds.  Raises ValueError if it cannot be read."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        config["about"].keys()
+        return config
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{folder} is not a readable checkpoint ({error!r}): delete it and run `make all`") from error
+
+
 def about(folder: Path) -> dict:
     """Return the notes of a checkpoint or a baseline.  Raises ValueError if they cannot be read."""
-    try:
-        return json.loads((folder / "config.json").read_text())["about"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder} is not a readable checkpoint ({error!r}): delete it and run `make all`") from error
+    return _config(folder)["about"]
+
+
+def _compare(folder: Path, section: str, expected) -> None:
+    """Raise ValueError unless a section of config.json has these settings: sizes are believed to no file.
+
+    expected: a config, of which config.json may leave out what is at its default.
+    """
+    given, settings = _config(folder).get(section), json.loads(json.dumps(dataclasses.asdict(expected)))
+    given = {f.name: f.default for f in dataclasses.fields(expected)} | (given if isinstance(given, dict) else {})
+    for name in given:
+        if given[name] != settings.get(name):
+            raise ValueError(
+                f"{folder} is not the model of its experiment: config.json says {section}.{name} = {given[name]!r}; "
+                f"expected {settings.get(name)!r}: delete it and run `make all`"
+            )
 
 
 def _found_or_made(item: Experiment | Fit, make: Callable[[Path], None]) -> Path:
@@ -247,13 +270,32 @@ def _found_or_made(item: Experiment | Fit, make: Callable[[Path], None]) -> Path
     return folder
 
 
+def _most_bytes(exp: Experiment) -> int:
+    """Return how many bytes an experiment's weights, bins and held-out windows take at most."""
+    with torch.device("meta"):
+        weights = list(GPT(exp.model).parameters())
+    bins, windows = 16 * exp.model.transition.D * (exp.bins.V + 1), 64 * 4 * exp.model.max_tokens
+    return 2 * sum(p.numel() for p in weights) + bins + windows + 300 * len(weights) + 10_000
+
+
 def load_or_train(exp: Experiment) -> Checkpoint:
     """Return the experiment's model: shipped or trained before, else trained now, with a progress bar.
 
     A killed training continues where it was.  Raises FileNotFoundError where it is missing in mode book.
     """
     folder = _found_or_made(exp, lambda folder: train_model(exp, folder))
-    loaded = checkpoint.load(folder, device(), packing.weights(folder))
+    _compare(folder, "model", exp.model)
+    loaded = checkpoint.load(folder, device(), packing.weights(folder, _most_bytes(exp)))
+    tokens = loaded.tokenizer
+    ascending = (tokens.edges.diff() > 0) | tokens.edges[:, 1:].isposinf()
+    if (tokens.kind, tokens.V) != (exp.bins.kind, exp.bins.V):
+        raise ValueError(
+            f"{folder} has {tokens.V} {tokens.kind} bins; expected {exp.bins}: delete it and run `make all`"
+        )
+    if not (ascending.all() and tokens.edges[:, :2].isfinite().all() and tokens.centres.isfinite().all()):
+        raise ValueError(
+            f"{folder}: edges or centres of bins are not finite and ascending: delete it and run `make all`"
+        )
     results.say(f"{exp.label}: {places.shown(folder)}, {loaded.about['held_out_all']:.3f} held-out nats per token")
     return loaded
 
@@ -308,6 +350,8 @@ def held_out(loaded: Checkpoint) -> tuple[torch.Tensor, torch.Tensor]:
 def load_or_fit(fit: Fit) -> tuple[ensemble.Ensemble | MLP, dict]:
     """Return a baseline, as `load_or_train` does a model, and its notes: held-out errors, for ensembles in detail."""
     folder = _found_or_made(fit, lambda folder: make_fit(fit, folder))
+    if not isinstance(fit.config, MLPConfig):
+        _compare(folder, "ensemble", fit.config)
     return kept.load(folder, packing.weights(folder), device())
 
 
