@@ -6,6 +6,7 @@ import re
 import shutil
 import tracemalloc
 import zlib
+from types import SimpleNamespace
 
 import gymnasium
 import h5py
@@ -461,3 +462,31 @@ def test_configs(defect):
     make, said = CONFIGS[defect]
     with pytest.raises(ValueError, match=said):
         make()
+
+
+def written(name, of):
+    """Return a call that reads a file of this name and content."""
+
+    def read(folder):
+        (folder / name).write_bytes(of)
+        return hdf5.load(folder / name)
+
+    return read
+
+
+OTHERS = {
+    "Minari without episodes": (lambda _: own.from_minari(SimpleNamespace(iterate_episodes=list)), "no episodes; exp"),
+    "a path for Minari": (own.from_minari, "is no dataset of Minari; expected one, or its name as text"),
+    "a pickle": (written("a.pkl", b"\x80\x04N."), "is not HDF5 but a pickle, which may run code when it is read"),
+    "parquet": (written("a.parquet", b"PAR1 "), "is not HDF5 but LeRobot's layout, or other parquet; these lines"),
+    "text": (written("a.csv", b"x,y\n1,2\n"), "is not HDF5 but a table of text; these lines convert it"),
+    "one step": (lambda _: arrays.split(arrays.episodes(flat([1])), 0.05, 0), "one step in one episode; expected more"),
+    "a file that is not there": (lambda folder: hdf5.load(folder / "a.hdf5"), "a.hdf5 is missing; give the full path"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("defect", OTHERS)
+def test_data_of_others(defect, tmp_path):
+    call, said = OTHERS[defect]
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        call(tmp_path)
