@@ -1,7 +1,9 @@
 """Keep the state of a training in a file, so that a killed run continues to the same weights."""
 
 import hashlib
+import sys
 import time
+import zipfile
 from pathlib import Path
 
 import torch
@@ -25,7 +27,7 @@ class Resume:
         options = windows.T, windows.action_weight, windows.goal, windows.masked, windows.markov
         self.of = f"{config} {model.config} {len(windows)} {data} {options}"
         device = next(model.parameters()).device
-        saved = torch.load(self.path, device, weights_only=True) if self.path.exists() else {}
+        saved = torch.load(self.path, device, weights_only=True) if self._whole() else {}
         if saved.get("of") != self.of:
             return train.begin(model, config)
         model.load_state_dict(saved["model"])
@@ -33,6 +35,19 @@ class Resume:
         for optimiser, state in zip(optimisers, saved["optimisers"], strict=True):
             optimiser.load_state_dict(state)
         return saved["dtype"], optimisers, saved["update"], saved["curve"]
+
+    def _whole(self) -> bool:
+        """Return whether there is a file whose parts have the checksums that it holds; a damaged one is named."""
+        try:
+            with zipfile.ZipFile(self.path) as file:
+                damaged = file.testzip()
+        except FileNotFoundError:
+            return False
+        except zipfile.BadZipFile as error:
+            damaged = error
+        if damaged:
+            print(f"{self.path} is damaged ({damaged}): the training begins anew", file=sys.stderr, flush=True)
+        return not damaged
 
     def write(self, model: GPT, optimisers: list, update: int, curve: list, dtype: str) -> None:
         """Write the state, unless that was done less than `seconds` ago."""
