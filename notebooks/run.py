@@ -309,7 +309,8 @@ def run_each(pages: list[Path], at_once: int, options: list[str]) -> int:
     failed, environment, output = [], dict(os.environ), {}
     if at_once > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
-        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        environment["PYTHONUTF8"] = "1"
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8", "errors": "replace"}
 
     def run_one(page: Path) -> None:
         if failed:
@@ -325,6 +326,8 @@ def run_each(pages: list[Path], at_once: int, options: list[str]) -> int:
 
 def main() -> int:
     """Run the pages that the arguments name -> the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # pages print what the user's locale may lack
     arguments = parse()
     if len(arguments.pages) > 1:
         options = [f"--size={arguments.size}", f"--mode={arguments.mode}", *(f"-p{x}" for x in arguments.p)]

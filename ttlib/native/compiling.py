@@ -49,7 +49,7 @@ def cache_folder() -> Path:
 def key(command: list[str]) -> str:
     """Return a digest of all that decides the compiled file: source, compiler, flags and processor."""
     version = _run([*command, "--version"])
-    known = "\0".join([SOURCE.read_text(), *command, version, *FLAGS, processor()])
+    known = "\0".join([SOURCE.read_text("utf-8"), *command, version, *FLAGS, processor()])
     return hashlib.sha256(known.encode()).hexdigest()[:16]
 
 
