@@ -40,10 +40,16 @@ def processor() -> str:
 
 
 def cache_folder() -> Path:
-    """Return the folder of compiled planners: $TTLIB_CACHE, or `ttlib` in the user's cache folder."""
+    """Return the folder of compiled planners: $TTLIB_CACHE, or `ttlib` in the user's cache folder.
+
+    Raises OSError for a user without a home.
+    """
     if given := os.environ.get("TTLIB_CACHE"):
         return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ttlib"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ttlib"
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
 
 
 def key(command: list[str]) -> str:
