@@ -387,10 +387,10 @@ plt.show()
 # The next cell does all of that. Run it on a file of yours in `make lab`, or with
 #
 # ```sh
-# make clean own ARGS="-p path=/full/path/mine.hdf5 -p environment=MyEnv-v0"
+# make own ARGS="-p path=/full/path/mine.hdf5 -p environment=MyEnv-v0"
 # ```
 #
-# Here `clean` makes the page run again, although only your file has changed. It keeps the models.
+# The page runs again whenever your file has changed.
 
 
 # %%
