@@ -23,6 +23,17 @@ BUILD := notebooks/_build
 export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
 export MALLOC_MMAP_THRESHOLD_ ?= 33554432
 
+# What a user's shell sets for other Pythons: it would remove the pages' checks, or bring other packages.
+unexport PYTHONOPTIMIZE PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONWARNINGS
+# Files are UTF-8 whatever the locale is.
+export PYTHONUTF8 := 1
+
+# $(call quoted,TEXT): one word for the shell, whatever is in it.
+quoted = '$(subst ','\'',$(1))'
+override size = $(call quoted,$(SIZE))
+override mode = $(call quoted,$(MODE))
+override python = $(call quoted,$(PYTHON))
+
 # uv is used where there is one; `make UV= all` uses pip all the same.
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv)
 # uv does not read pip's settings: where pip has a folder of wheels, uv gets it too.
@@ -34,7 +45,7 @@ endif
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml requirements.lock | cksum | cut -d ' ' -f 1)
 
 PAGES := tokens model search four_rooms hopper datasets own speed one_step horizon attention offline imitation ablations cluster ledger start
-RUN = --size $(SIZE) --mode $(MODE) $(ARGS)
+RUN = --size $(size) --mode $(mode) $(ARGS)
 start_PAGE := 00_start_here
 tokens_PAGE := 01_tokens
 model_PAGE := 02_model_and_training
@@ -59,7 +70,7 @@ ledger_PAGE := 16_claims
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
-	@echo "SIZE=$(SIZE) (smoke, laptop, paper), MODE=$(MODE) (all, scratch, book); more at the top of the Makefile"
+	@echo SIZE=$(size) "(smoke, laptop, paper), MODE="$(mode)" (all, scratch, book); more at the top of the Makefile"
 
 # The sweep keeps every core busy with rollouts (and training) that the pages would wait for one after the other.
 all: estimate $(if $(filter-out book,$(MODE)),sweep check) pages html ## every page and the book, from records; computes only what is missing
@@ -77,13 +88,13 @@ book: override MODE = book
 book: pages html
 
 estimate: $(STAMP) ## what is still to be computed, and how long it takes here
-	$(BIN)/python -m ttlib.commands estimate --size $(SIZE) --mode $(MODE)
+	$(BIN)/python -m ttlib.commands estimate --size $(size) --mode $(mode)
 
 data: $(STAMP) ## make or fetch the datasets
-	$(BIN)/python -m ttlib.commands data --size $(SIZE)
+	$(BIN)/python -m ttlib.commands data --size $(size)
 
 check: $(STAMP) ## make a sample of the recorded rollouts again, and compare: make check SHARE=1: all of them
-	$(BIN)/python -m ttlib.commands check --size $(SIZE) --share $(SHARE)
+	$(BIN)/python -m ttlib.commands check --size $(size) --share $(call quoted,$(SHARE))
 
 # The ledger comes after all that it judges, the first page last, since it lists what the others cost.
 pages: $(STAMP) ## run every page, two at a time
@@ -91,7 +102,7 @@ pages: $(STAMP) ## run every page, two at a time
 	$(BIN)/python notebooks/run.py $(ledger_PAGE) $(start_PAGE) $(RUN)
 
 html: $(STAMP) ## the HTML book from the pages as they were last run
-	$(BIN)/python notebooks/book.py --size $(SIZE)
+	$(BIN)/python notebooks/book.py --size $(size)
 
 start: ## page 00: start here
 tokens: ## page 01: a trajectory as a sequence of tokens
@@ -121,18 +132,18 @@ fig4: offline ## figure 4 of the paper, and its table 1
 
 # Where Ray is wanted it is installed first.
 sweep: $(STAMP)$(if $(filter ray,$(EXECUTOR)),-cluster) ## table 1, imitation, ablations as jobs, also a part of all: make SIZE=paper EXECUTOR=ray sweep
-	$(BIN)/python -m ttlib.commands.sweep --size $(SIZE) --executor $(EXECUTOR) $(if $(filter recompute scratch,$(MODE)),--mode $(MODE)) $(if $(filter sweep,$(MAKECMDGOALS)),$(ARGS))
+	$(BIN)/python -m ttlib.commands.sweep --size $(size) --executor $(call quoted,$(EXECUTOR)) $(if $(filter recompute scratch,$(MODE)),--mode $(mode)) $(if $(filter sweep,$(MAKECMDGOALS)),$(ARGS))
 
 table1: $(STAMP) ## table 1 of what is finished, and what is missing
-	$(BIN)/python -m ttlib.commands table1 --size $(SIZE)
+	$(BIN)/python -m ttlib.commands table1 --size $(size)
 
 # jupytext shows the pages as notebooks; settings stay in the build folder, away from the user's own.
-lab: export JUPYTER_CONFIG_DIR = $(abspath $(BUILD)/jupyter/config)
-lab: export JUPYTER_DATA_DIR = $(abspath $(BUILD)/jupyter/data)
-lab: export IPYTHONDIR = $(abspath $(BUILD)/jupyter/ipython)
+lab: export JUPYTER_CONFIG_DIR = $(CURDIR)/$(BUILD)/jupyter/config
+lab: export JUPYTER_DATA_DIR = $(CURDIR)/$(BUILD)/jupyter/data
+lab: export IPYTHONDIR = $(CURDIR)/$(BUILD)/jupyter/ipython
 lab: $(STAMP) ## open the pages in JupyterLab
-	mkdir -p $$JUPYTER_CONFIG_DIR/labconfig
-	cp notebooks/lab.json $$JUPYTER_CONFIG_DIR/labconfig/default_setting_overrides.json
+	mkdir -p "$$JUPYTER_CONFIG_DIR/labconfig"
+	cp notebooks/lab.json "$$JUPYTER_CONFIG_DIR/labconfig/default_setting_overrides.json"
 	$(BIN)/jupyter-lab --notebook-dir=notebooks $(ARGS)
 
 test: $(STAMP) ## the tests
@@ -148,14 +159,14 @@ lint: $(STAMP) ## ruff
 	$(BIN)/ruff check .
 
 bench: $(STAMP) ## speed of planning and training on this machine, memory; make bench ARGS=--all: every row
-	$(BIN)/python -m ttlib.commands.bench --size $(SIZE) $(ARGS)
+	$(BIN)/python -m ttlib.commands.bench --size $(size) $(ARGS)
 	$(BIN)/python -m ttlib.commands.bench_memory
 
 tune: $(STAMP) ## search for settings on hopper; make tune ARGS=training or ARGS=ensemble: the other searches
-	$(BIN)/python -m ttlib.commands.tuning $(or $(ARGS),hopper) --size $(SIZE)
+	$(BIN)/python -m ttlib.commands.tuning $(or $(ARGS),hopper) --size $(size)
 
 curve: $(STAMP) ## the scaling curve: models on more data and more tokens, hours each
-	$(BIN)/python -m ttlib.commands curve --size $(SIZE)
+	$(BIN)/python -m ttlib.commands curve --size $(size)
 
 policies: $(STAMP)-policies ## train the behaviour policies anew, hours each: make policies ARGS="--task hopper"
 	$(BIN)/python -m ttlib.commands.policies $(ARGS)
@@ -164,32 +175,32 @@ claims: $(STAMP) ## judge the paper's claims anew from the results: data/claims.
 	$(BIN)/python -m ttlib.commands claims
 
 ship: $(STAMP) ## put trained models and results where git keeps them
-	$(BIN)/python -m ttlib.commands ship --size $(SIZE) $(ARGS)
+	$(BIN)/python -m ttlib.commands ship --size $(size) $(ARGS)
 
 # One version of each package for every system and every Python from 3.11.0 on; this alone needs uv.
 lock: ## write requirements.lock and environment.yml anew, with the newest versions
 	uv pip compile -q --universal --fork-strategy fewest --python-version 3.11 --no-header --no-annotate \
-	--extra book --extra test --extra cluster --extra policies pyproject.toml | $(PYTHON) ttlib/commands/environment.py lock
-	$(PYTHON) ttlib/commands/environment.py
+	--extra book --extra test --extra cluster --extra policies pyproject.toml | $(python) ttlib/commands/environment.py lock
+	$(python) ttlib/commands/environment.py
 
 clean: ## remove executed pages, the book and caches; data, models, figures and the environment stay
 	rm -rf $(BUILD) .pytest_cache .ruff_cache .hypothesis
 	find ttlib tests notebooks -name __pycache__ -prune -exec rm -rf {} +
 
-INDEX = $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+INDEX = $(if $(TORCH_INDEX),--extra-index-url $(call quoted,$(TORCH_INDEX)))
 ifneq ($(UV),)
-new_venv = uv venv --python "$(shell command -v $(PYTHON))" $(1)
+new_venv = uv venv --python "$$(command -v $(python))" $(1)
 install = uv pip install --python $(1)/bin/python $(INDEX) $(if $(INDEX),--index-strategy unsafe-best-match)
 else
-new_venv = @$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) cannot make environments: \
+new_venv = @$(python) -c 'import ensurepip, venv' || { echo $(python) "cannot make environments: \
 install its venv module (Debian, Ubuntu: apt install python3-venv) or uv, or name another with PYTHON=..."; exit 1; }; \
-$(PYTHON) -m venv $(1)
+$(python) -m venv $(1)
 install = $(1)/bin/python -m pip install --disable-pip-version-check $(INDEX)
 endif
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	{ echo "$(PYTHON) is missing or older than 3.11: name another, make PYTHON=python3.12 ..."; exit 1; }
+	@$(python) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo $(python) "is missing or older than 3.11: name another, make PYTHON=python3.12 ..."; exit 1; }
 	$(call new_venv,$(VENV))
 
 # d4rl comes second and alone: see [tool.ttlib] in pyproject.toml. Its version is in the lock.

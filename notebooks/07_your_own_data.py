@@ -177,8 +177,8 @@ pd.DataFrame({name: array.squeeze() for name, array in converted.items()})
 # %% [markdown]
 # ## What is refused
 #
-# Here are four common mistakes and the message for each; several mistakes are listed at once. Without the message, training would go through in most of
-# these cases, and the plans would be bad.
+# Here are four common mistakes and the message for each. Several mistakes are listed at once. Without the message,
+# training would go through in most of these cases, and the plans would be bad.
 
 
 # %% tags=["shows-raw"]
@@ -397,7 +397,7 @@ plt.show()
 # make own ARGS="-p path=/full/path/mine.hdf5 -p environment=MyEnv-v0"
 # ```
 #
-# The page runs again when your file has changed. Step 2 comes first of all, so you need not wait for its answer.
+# The page runs again whenever your file has changed. Step 2 comes first of all, so you need not wait for its answer.
 
 
 # %%

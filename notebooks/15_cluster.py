@@ -126,7 +126,11 @@ print(json.dumps(keys.plain(job))[:300], "...")
 #   machine that runs `make sweep` writes them. Each node makes the datasets that its jobs need.
 #
 # Start the sweep on a node of the cluster, for example on its head. For one machine with several GPUs, set
-# `RAY_ADDRESS=local`: this starts a cluster of that machine alone.
+# `RAY_ADDRESS=local`: this starts a cluster of that machine alone, which listens on 127.0.0.1.
+#
+# A cluster of several machines listens on their network, and Ray has no password: whoever reaches its ports runs code as
+# you. Let a firewall, or a security group of the cloud, admit the cluster's own machines alone, and log in by ssh. On a
+# machine that others use too, every other user reaches the ports, those on 127.0.0.1 included.
 
 # %% [markdown]
 # ### Slurm

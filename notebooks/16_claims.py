@@ -198,7 +198,7 @@ EFFECTS = {  # words of a departure -> its measured effect
     "infinity": edges,
     "expectations": expectations,
 }
-readme = (places.ROOT / "README.md").read_text()
+readme = (places.ROOT / "README.md").read_text("utf-8")
 departures = re.findall(r"^\| `([\w/.]+)` \| (.+) \|$", readme, re.MULTILINE)
 if unused := [words for words in EFFECTS if not any(words in text for _, text in departures)]:
     raise ValueError(f"no departure of README.md has the words {unused}; use its new words in EFFECTS")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ttlib.pipeline.locks import alone
 from ttlib.pipeline.places import SIZES
 
 NOTEBOOKS = Path(__file__).resolve().parent
@@ -45,11 +46,11 @@ def gather(size: str, source: Path) -> None:
     for name in ("conf.py", "references.bib"):
         shutil.copy(NOTEBOOKS / name, source)
     for path in [NOTEBOOKS / "index.md", *executed]:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         for name in set(FIGURE.findall(text)):
             copy_figure(size, name, source / "figures" / name)
         text = PAGE.sub(r"](\1.ipynb", FIGURE.sub(r"figures/\1", text))
-        (source / path.name).write_text(text)
+        (source / path.name).write_text(text, encoding="utf-8")
 
 
 def copy_figure(size: str, name: str, target: Path) -> None:
@@ -61,16 +62,13 @@ def copy_figure(size: str, name: str, target: Path) -> None:
         placeholder(target)
 
 
-def main() -> int:
-    """Build the book -> the exit status of Sphinx."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--size", choices=SIZES, default="laptop")
-    size = parser.parse_args().size
-    source, unfinished, html = BUILD / size / "source", BUILD / "html.tmp", BUILD / "html"
+def build(size: str, html: Path) -> int:
+    """Build the book of a size into a folder -> the exit status of Sphinx."""
+    source, doctrees, unfinished = BUILD / size / "source", BUILD / size / "doctrees", BUILD / "html.tmp"
     gather(size, source)
-    shutil.rmtree(unfinished, ignore_errors=True)
+    for old in (doctrees, unfinished):  # Sphinx would compare times of files, and clocks go back
+        shutil.rmtree(old, ignore_errors=True)
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-n", "-b", "html"]
-    doctrees = BUILD / size / "doctrees"
     status = subprocess.run([*command, "-d", doctrees, source, unfinished]).returncode
     if status:
         print(f"the book was not built; the unfinished one is {unfinished.relative_to(ROOT)}", file=sys.stderr)
@@ -79,6 +77,15 @@ def main() -> int:
     unfinished.replace(html)
     print(f"book: {(html / 'index.html').relative_to(ROOT)}")
     return 0
+
+
+def main() -> int:
+    """Build the book, unless another command does so: then wait -> the exit status of Sphinx."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--size", choices=SIZES, default="laptop")
+    size, html = parser.parse_args().size, BUILD / "html"
+    with alone(html):
+        return build(size, html)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
+from ttlib import files
+from ttlib.pipeline.locks import alone
+from ttlib.pipeline.places import BUILD as COMPUTED
 from ttlib.pipeline.places import MODES, SIZES
 
 NOTEBOOKS = Path(__file__).resolve().parent
@@ -46,7 +49,7 @@ def page_path(name: str) -> Path:
 def parse_parameters(assignments: list[str]) -> dict:
     """Return the parameters as a dictionary: ["seeds=2", "task=hopper"] -> {"seeds": 2, "task": "hopper"}.
 
-    Raises UsageError for a wrong form, and for the size.
+    Raises UsageError for a wrong form, for the size, and for a value that JSON cannot hold.
     """
     parameters = {}
     for assignment in assignments:
@@ -62,7 +65,7 @@ def parse_parameters(assignments: list[str]) -> dict:
         try:
             json.dumps(parameters[name])
         except (TypeError, ValueError):
-            raise UsageError(f"-p {assignment}: expected a number, text, or a list or dictionary of those") from None
+            raise UsageError(f"-p {assignment}: expected text, numbers, True, False, None, lists or dicts") from None
     return parameters
 
 
@@ -83,34 +86,47 @@ def check_parameters(notebook, page: Path, parameters: dict) -> None:
 
 
 def sources(page: Path) -> list[Path]:
-    """Return the files that decide the result of a page: ttlib, all that data/ ships, and what the page reads."""
+    """Return the files that decide the result of a page: ttlib, all that data/ ships, and what the page reads.
+
+    Of the environment it is the lock, which holds the version of every package.
+    """
     data, ledger = ROOT / "data", ROOT / "data" / "claims.toml"
     shipped = [path for path in data.rglob("*") if path.relative_to(data).parts[0] not in NOT_SOURCES]
     paths = [path for path in shipped if path.is_file() and path != ledger]
-    paths += [path for ending in ("py", "html") for path in (ROOT / "ttlib").rglob(f"*.{ending}")]
-    if RESULTS in page.read_text():
+    package = [path for path in (ROOT / "ttlib").rglob("*") if "__pycache__" not in path.parts]
+    paths += [ROOT / "requirements.lock", *filter(Path.is_file, package)]
+    if RESULTS in page.read_text(encoding="utf-8"):
         for ending in ("csv", "json"):
             paths += [path for folder in (ROOT / "figures", data / "records") for path in folder.rglob(f"*.{ending}")]
-        paths += [*(ROOT / "build").glob("spot-check-*.json"), ledger, ROOT / "README.md"]
+        paths += [*COMPUTED.glob("spot-check-*.json"), ledger, ROOT / "README.md"]
     return [page, NOTEBOOKS / "run.py", *sorted(paths)]
 
 
 def digest(path: Path) -> str:
     """Return a hash of a file's content; an empty one where there is no file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def content_key(page: Path, size: str, mode: str, parameters: dict) -> str:
-    """Return a hash of the content of the sources and of files that are arguments, and of the arguments.
+    """Return a hash of the sources' content, of the arguments, and of files that these name.
 
     Times of files do not matter.
     """
-    paths = [Path(value).expanduser() for value in parameters.values() if isinstance(value, str)]
-    given = [digest(NOTEBOOKS / path) for path in paths if (NOTEBOOKS / path).is_file()]
-    key = hashlib.sha256(json.dumps([size, mode, parameters, *given], sort_keys=True).encode())
+    key = hashlib.sha256(json.dumps([size, mode, parameters], sort_keys=True).encode())
     for path in sources(page):
-        key.update(f"{path.relative_to(ROOT).as_posix()} {digest(path)}\n".encode())
+        key.update(f"{os.path.relpath(path, ROOT)} {digest(path)}\n".encode())
+    texts = [os.path.expanduser(value) for value in parameters.values() if isinstance(value, str)]
+    for named in (NOTEBOOKS / text for text in texts if os.path.isfile(NOTEBOOKS / text)):
+        key.update(digest(named).encode())
     return key.hexdigest()
+
+
+def cells_key(notebook: dict) -> str:
+    """Return a hash of an executed notebook's cells, by which an edited or a cut one is known."""
+    return hashlib.sha256(json.dumps(notebook["cells"], sort_keys=True).encode()).hexdigest()
 
 
 def listing_path(page: Path, size: str) -> Path:
@@ -125,21 +141,25 @@ def declared_outputs(page: Path, size: str) -> list[str]:
 
 
 def up_to_date(executed: Path, key: str, page: Path, size: str) -> bool:
-    """Return whether a page was executed with this key, and its outputs and records are as it left them."""
-    if not executed.exists():
-        return False
+    """Return whether a page was executed with this key, and it, its outputs and records are as it left them."""
     try:
-        record = json.loads(executed.read_text())["metadata"]["ttlib"]
-    except (ValueError, KeyError):
+        notebook = json.loads(executed.read_bytes())
+        record = notebook["metadata"]["ttlib"]
+        as_left = all(digest(ROOT / path) == made for path, made in record["outputs"].items())
+        return as_left and record["key"] == key and record["cells"] == cells_key(notebook)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # missing or damaged
         return False
-    return record["key"] == key and all(digest(ROOT / path) == made for path, made in record["outputs"].items())
 
 
 def set_kernel_environment(listing: Path, mode: str) -> None:
-    """Set what the kernel inherits: where it lists its outputs, the mode, and no Jupyter or matplotlib settings."""
+    """Set what the kernel inherits: where it lists its outputs, the mode, and no settings of the user's.
+
+    These are settings of Jupyter, matplotlib and Python: without assertions a page would check nothing.
+    """
     os.environ |= {
         "TTLIB_MODE": mode,
         "TTLIB_OUTPUTS": str(listing),
+        "PYTHONUTF8": "1",
         "JUPYTER_CONFIG_DIR": str(BUILD / "jupyter" / "config"),
         "JUPYTER_DATA_DIR": str(BUILD / "jupyter" / "data"),
         "JUPYTER_RUNTIME_DIR": str(BUILD / "jupyter" / "runtime"),
@@ -147,7 +167,8 @@ def set_kernel_environment(listing: Path, mode: str) -> None:
     }
     for name in ("config", "data", "runtime", "ipython"):
         (BUILD / "jupyter" / name).mkdir(parents=True, exist_ok=True)
-    for name in ("MPLBACKEND", "JUPYTER_PATH", "JUPYTER_CONFIG_PATH", "PYTHONSTARTUP"):
+    python = [f"PYTHON{name}" for name in ("OPTIMIZE", "STARTUP", "WARNINGS", "IOENCODING")]
+    for name in ("MPLBACKEND", "JUPYTER_PATH", "JUPYTER_CONFIG_PATH", *python):
         os.environ.pop(name, None)
     if matplotlib := find_spec("matplotlib"):
         os.environ["MATPLOTLIBRC"] = str(Path(matplotlib.origin).parent / "mpl-data" / "matplotlibrc")
@@ -200,7 +221,7 @@ def execute(notebook, page: Path, size: str, parameters: dict):
     try:
         return papermill.execute_notebook(
             notebook,
-            running,
+            re.sub("[{}]", r"\g<0>\g<0>", str(running)),  # papermill fills in what stands in braces
             parameters=parameters,
             kernel_name="python3",
             language="python",
@@ -220,8 +241,17 @@ def execute(notebook, page: Path, size: str, parameters: dict):
 
 
 def run(page: Path, size: str, mode: str, parameters: dict) -> None:
-    """Run a page unless it is up to date. Raises UsageError for an unknown parameter."""
+    """Run a page unless it is up to date. Raises UsageError for an unknown parameter.
+
+    A page that runs already, by another command, is waited for.
+    """
     executed = BUILD / size / f"{page.stem}.ipynb"
+    with alone(executed):
+        run_alone(executed, page, size, mode, parameters)
+
+
+def run_alone(executed: Path, page: Path, size: str, mode: str, parameters: dict) -> None:
+    """Do what `run` does, where no other process runs the page."""
     key = content_key(page, size, mode, parameters)
     if up_to_date(executed, key, page, size):
         print(f"{page.stem}: up to date (`make clean` makes it run again)")
@@ -246,15 +276,16 @@ def run(page: Path, size: str, mode: str, parameters: dict) -> None:
         "seconds": round(seconds, 1),
         "outputs": {path: digest(ROOT / path) for path in sorted(set(outputs))},
     }
-    unfinished = executed.with_suffix(".tmp")
-    nbformat.write(notebook, unfinished)
-    unfinished.replace(executed)
+    written = json.loads(nbformat.writes(notebook))
+    written["metadata"]["ttlib"]["cells"] = cells_key(written)
+    files.write_aside(executed, lambda aside: aside.write_bytes(json.dumps(written, indent=1).encode()))
     print(f"{page.stem}: {seconds:.1f} s -> {executed.relative_to(ROOT)}")
 
 
 def parse() -> argparse.Namespace:
     """Return the arguments, with `page` as a path and `parameters`. Wrong ones end the process with a message."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], epilog=__doc__.split("\n\n", 1)[1])
+    description, _, epilog = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(description=description, epilog=epilog)
     parser.add_argument("pages", nargs="+", metavar="page", help="a page of notebooks/, for example 05_hopper.py")
     parser.add_argument("--at-once", type=int, default=1, help="how many pages run at the same time; default: 1")
     parser.add_argument("--size", choices=SIZES, default="laptop", help="default: laptop")
@@ -278,7 +309,8 @@ def run_each(pages: list[Path], at_once: int, options: list[str]) -> int:
     failed, environment, output = [], dict(os.environ), {}
     if at_once > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
-        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        environment["PYTHONUTF8"] = "1"
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8", "errors": "replace"}
 
     def run_one(page: Path) -> None:
         if failed:
@@ -294,6 +326,8 @@ def run_each(pages: list[Path], at_once: int, options: list[str]) -> int:
 
 def main() -> int:
     """Run the pages that the arguments name -> the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # pages print what the user's locale may lack
     arguments = parse()
     if len(arguments.pages) > 1:
         options = [f"--size={arguments.size}", f"--mode={arguments.mode}", *(f"-p{x}" for x in arguments.p)]

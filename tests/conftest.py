@@ -2,6 +2,9 @@
 
 import functools
 import os
+import sys
+import types
+from pathlib import Path
 
 from ttlib import data, tokenizer
 from ttlib.datasets import arrays
@@ -40,6 +43,15 @@ def as_if_run_by_hand(monkeypatch):
     """Remove what `make` and the pages set, so that it does not decide what is tested."""
     for name in ("TTLIB_MODE", "TTLIB_OUTPUTS"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def plain_script(tmp_path, monkeypatch):
+    """Do as a script without a main guard does: a worker that runs it again begins workers of its own, and dies."""
+    main = types.ModuleType("__main__")
+    main.__file__ = str(tmp_path / "script.py")
+    Path(main.__file__).write_text("raise SystemExit('the caller runs again')")
+    monkeypatch.setitem(sys.modules, "__main__", main)
 
 
 def random_steps(n=60, transition=WORLD, seed=0):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -48,20 +49,29 @@ def test_content_decides_what_is_stale(run, tmp_path, monkeypatch):
     assert len({key, *(run.content_key(page, *other) for other in others)}) == 4
     page.write_text("x = 2\n")
     assert run.content_key(page, "smoke", "all", {}) != key
-    mine = {"path": str(tmp_path / "mine.hdf5")}
-    (tmp_path / "mine.hdf5").write_bytes(b"1")
-    key = run.content_key(page, "smoke", "all", mine)
-    (tmp_path / "mine.hdf5").write_bytes(b"2")
-    assert run.content_key(page, "smoke", "all", mine) != key
+    given = {"path": str(tmp_path / "mine.hdf5")}
+    keys = [run.content_key(page, "smoke", "all", given)]
+    for content in ("1", "2"):  # a file that a parameter names
+        (tmp_path / "mine.hdf5").write_text(content)
+        keys.append(run.content_key(page, "smoke", "all", given))
+    assert len(set(keys)) == 3
+
+
+def test_values_that_a_page_cannot_be_given_are_refused(run):
+    for value in ("{1}", "b'a'", "1j", "[{1}]"):
+        with pytest.raises(run.UsageError, match=re.escape(f"-p x={value}: expected text, numbers")):
+            run.parse_parameters([f"x={value}"])
 
 
 SHIPPED = (
     "data/checkpoints/hopper-v1-laptop/model.safetensors.z", "data/checkpoints/hopper-v1-laptop/config.json",
     "data/policies/hopper/step_0020000.npz", "data/d4rl_returns.tsv", "data/published_speed.csv",
-    "ttlib/model.py", "ttlib/drawing/body_player.html", "notebooks/run.py",
+    "ttlib/model.py", "ttlib/drawing/body_player.html", "ttlib/native/planner.cpp", "notebooks/run.py",
+    "requirements.lock",
 )  # fmt: skip
 RESULTS = ("figures/laptop/t.csv", "figures/laptop/t.json", "data/claims.toml", "README.md")
-MADE = ("data/regenerated/hopper.hdf5", "data/d4rl/hopper.hdf5", "figures/laptop/t.png", "build/tables/t.csv")
+MADE = ("data/regenerated/hopper.hdf5", "data/d4rl/hopper.hdf5", "figures/laptop/t.png", "build/tables/t.csv",
+        "ttlib/__pycache__/model.pyc")
 
 
 @pytest.fixture
@@ -101,8 +111,9 @@ def test_a_page_lists_what_it_publishes(run, checkout, monkeypatch):
     monkeypatch.setattr(os, "environ", dict(os.environ))
     listing = run.listing_path(checkout / "notebooks" / "01_page.py", "smoke")
     listing.parent.mkdir(parents=True)
+    os.environ["PYTHONOPTIMIZE"] = "2"
     run.set_kernel_environment(listing, "book")
-    assert os.environ["TTLIB_MODE"] == "book" and "MPLBACKEND" not in os.environ
+    assert os.environ["TTLIB_MODE"] == "book" and not {"MPLBACKEND", "PYTHONOPTIMIZE"} & os.environ.keys()
     results._write(checkout / "figures" / "smoke" / "t.csv", "1")
     results._write(checkout / "build" / "t.csv", "1")
     assert run.declared_outputs(checkout / "notebooks" / "01_page.py", "smoke") == ["figures/smoke/t.csv", ""]
@@ -113,9 +124,19 @@ def test_a_page_is_stale_if_what_it_published_changes(run, checkout):
     (checkout / name).parent.mkdir(parents=True)
     (checkout / name).write_text("1")
     executed, outputs = checkout / "01_page.ipynb", {name: run.digest(checkout / name)}
-    executed.write_text(json.dumps({"metadata": {"ttlib": {"key": "k", "outputs": outputs}}}))
+    notebook = {"cells": [{"source": "1 + 1"}], "metadata": {}}
+    notebook["metadata"]["ttlib"] = {"key": "k", "outputs": outputs, "cells": run.cells_key(notebook)}
+    whole = json.dumps(notebook)
+    executed.write_text(whole)
     fresh = lambda key="k": run.up_to_date(executed, key, checkout / "01_page.py", "laptop")  # noqa: E731
     assert fresh() and not fresh("other")
+    damaged = ["", "[]", "{}", whole[:-9], whole.replace("1 + 1", "1 + 2"), whole.replace('"outputs"', '"listed"'),
+               whole.replace('"ttlib": {', '"ttlib": [], "old": {'), "\xff"]  # fmt: skip
+    for text in damaged:
+        executed.write_text(text, encoding="latin-1")
+        assert not fresh(), text
+    executed.write_text(whole)
+    assert fresh()
     (checkout / name).write_text("2")
     assert not fresh()
     (checkout / name).unlink()

@@ -1,6 +1,7 @@
 """Tests of the loss by hand, of the schedule in closed form, of the loop, and of checkpoints, whole or refused."""
 
 import math
+import os
 import re
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ttlib import checkpoint, cpu, data, tokenizer, train
+from ttlib import checkpoint, cpu, data, files, tokenizer, train
 from ttlib.data import Windows
 from ttlib.datasets import arrays
 from ttlib.model import loss, token_nats
@@ -163,6 +164,14 @@ def test_streams_of_updates_of_different_seeds_do_not_overlap():
     assert len(seen) == 30 * 2 * 100
 
 
+def test_every_update_has_random_numbers_of_its_own(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(train, "step", lambda *args, **options: drawn.append(torch.rand(()).item()) or torch.zeros(()))
+    for seed in (0, 1):
+        train.fit(tiny_model(), tiny_windows(), TrainConfig(6, 4, seed=seed, **FP32))
+    assert len(set(drawn)) == len(drawn) == 12
+
+
 def test_a_diverging_run_is_stopped():
     with pytest.raises(FloatingPointError, match=r"loss is (nan|inf) at update \d: lower lr=1e\+30"):
         train.fit(tiny_model(), tiny_windows(), TrainConfig(9, 4, lr=1e30, warmup=0, **FP32))
@@ -270,6 +279,14 @@ def test_missing_checkpoints_are_named(tmp_path, name):
     (tmp_path / "c" / name).unlink()
     with pytest.raises(FileNotFoundError, match=rf"{re.escape(str(tmp_path / 'c' / name))} is missing; .*"):
         checkpoint.load(tmp_path / "c")
+
+
+def test_a_name_appears_when_its_content_is_on_the_disk(tmp_path, monkeypatch):
+    path, seen = tmp_path / "file", []
+    monkeypatch.setattr(os, "fsync", lambda file: seen.append((os.fstat(file), path.exists())))
+    files.write_aside(path, lambda aside: aside.write_bytes(b"content"))
+    [(synced, there)] = seen
+    assert (synced.st_ino, synced.st_size, there) == (path.stat().st_ino, len(b"content"), False)
 
 
 def test_a_failed_save_leaves_no_half_file(tmp_path, monkeypatch):

@@ -91,12 +91,14 @@ def test_a_rollout_records_what_happened():
 
 
 @pytest.mark.parametrize("what", ["state", "reward"])
-def test_a_simulation_that_diverges_counts_what_it_had_earned(what):
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_simulation_that_diverges_ends_and_counts_what_it_had_earned(what, ends):
     class Breaking(Drift):
         def step(self, action):
             self.t += 1
             bad = np.nan if self.t == 3 else 0.0
-            return np.full(2, bad * (what == "state")), 1.0 + bad * (what == "reward"), self.t == 3, False, {}
+            state, reward = np.full(2, bad * (what == "state")), 1.0 + bad * (what == "reward")
+            return state, reward, ends and self.t == 3, self.t == 5, {}
 
     for run in stepping.rollouts(Breaking, FunctionAgent(lambda s, rows: np.zeros((len(s), 1))), [0, 1]):
         assert (run.total, run.diverged, run.terminal, len(run.rewards)) == (2.0, True, False, 3)

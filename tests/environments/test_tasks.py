@@ -128,7 +128,7 @@ def test_unknown_names_are_answered_with_the_nearest():
         policies.policy("hopper", 7)
 
 
-def test_a_regenerated_file_is_its_parts_whatever_the_processes(tmp_path, monkeypatch):
+def test_a_regenerated_file_is_its_parts_whatever_the_processes(tmp_path, monkeypatch, plain_script):
     """Two snapshots with two parts each give the same bytes in a pool of processes and one after the other."""
     monkeypatch.setattr(regenerated, "WORTH_PROCESSES", 0)
     regenerated.regenerate(tmp_path / "pool", "hopper", "medium-expert", steps=203, seed=5)

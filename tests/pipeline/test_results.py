@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -37,7 +40,7 @@ CONFIG = {"profile": "v1", "seeds": (0, 1), "train": TrainConfig(7)}
 
 
 def files(folder):
-    found = [p for p in folder.rglob("*") if p.is_file()]
+    found = [p for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock"]
     return {p.relative_to(folder): (p.read_bytes(), p.stat().st_mtime_ns) for p in found}
 
 
@@ -201,6 +204,38 @@ def test_a_damaged_record_is_computed_anew(record, capsys, damage):
     assert make.calls == 2 and "t: not taken from records" in capsys.readouterr().err
     ask()
     assert make.calls == 2  # it was mended
+
+
+@pytest.mark.parametrize("where", ["*/tables/t-*.csv", "*/tables/t-*.json", "figures/*/t.csv", "figures/*/t.json"])
+@pytest.mark.parametrize("left", [0.0, 0.4, 0.98])
+def test_a_table_that_was_cut_is_made_again(elsewhere, capsys, where, left):
+    ask = lambda: results.table("t", "smoke", Made([0.25, 1 / 3]), CONFIG)  # noqa: E731
+    first, [path] = ask(), elsewhere.glob(where)
+    whole = {p: p.read_bytes() for p in elsewhere.rglob("*") if p.suffix in (".csv", ".json")}
+    path.write_bytes(whole[path][: int(left * len(whole[path]))])
+    capsys.readouterr()
+    assert ask().equals(first)
+    assert (f"{path.with_suffix('.csv')}" in capsys.readouterr().err) == ("tables" in where)
+    for file, content in whole.items():
+        assert file.read_bytes() == content or (file.suffix == ".json" and results.read(file.with_suffix(".csv")))
+
+
+def test_two_commands_make_a_table_once_and_the_second_says_that_it_waits(elsewhere, capsys):
+    begun, go_on, make = threading.Event(), threading.Event(), Made()
+
+    def slow():
+        begun.set()
+        assert go_on.wait(10)
+        return make()
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(results.table, "t", "smoke", slow, CONFIG, public=False)
+        assert begun.wait(10)
+        second = pool.submit(results.table, "t", "smoke", make, CONFIG, public=False)
+        while "waiting for another process" not in capsys.readouterr().err:
+            time.sleep(0.01)
+        go_on.set()
+        assert second.result().equals(first.result()) and make.calls == 1
 
 
 def test_nothing_is_taken_from_records_at_smoke_size(record):

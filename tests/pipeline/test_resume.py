@@ -97,6 +97,21 @@ def test_a_resumed_run_keeps_the_number_format_that_it_began_with(tmp_path, monk
     assert (parameters(models[2]) == parameters(models[0])).all()
 
 
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+@pytest.mark.parametrize("at", [0.0, 0.3, 0.6, 0.95])
+def test_a_damaged_state_is_named_and_the_training_ends_the_same(tmp_path, capsys, damage, at):
+    windows, config, models = tiny_windows(), TrainConfig(6, 4, **FP32), [tiny_model() for _ in range(3)]
+    train.fit(models[0], windows, config)
+    fit(models[1], windows, config, tmp_path, stop_at=3)
+    content = bytearray((tmp_path / "resume.pt").read_bytes())
+    place = int(at * len(content))
+    content[place:] = b"" if damage == "cut" else bytes([content[place] ^ 1]) + content[place + 1 :]
+    (tmp_path / "resume.pt").write_bytes(content)
+    fit(models[2], windows, config, tmp_path)
+    assert (parameters(models[2]) == parameters(models[0])).all()
+    assert damage == "changed" or f"{tmp_path / 'resume.pt'} is damaged" in capsys.readouterr().err
+
+
 def test_a_failed_write_leaves_no_half_file(tmp_path, monkeypatch):
     fill_disk(monkeypatch)
     with pytest.raises(OSError, match="no space left"):

@@ -291,7 +291,7 @@ def test_a_job_whose_worker_dies_is_run_again_but_not_for_ever(deaths):
     assert sum(line.startswith("again: ") for line in said) == min(deaths, sweep.ATTEMPTS - 1)
 
 
-def test_a_killed_process_takes_its_own_call_alone():
+def test_a_killed_process_takes_its_own_call_alone(plain_script):
     pool = executors.Processes(2)
     try:
         killed = pool.submit(functools.partial(signal.raise_signal, signal.SIGKILL), "", False)
@@ -324,8 +324,7 @@ def test_results_of_another_version_are_named_and_not_mixed(monkeypatch, capsys)
     assert table.n.to_dict() == {run.exp.data.name: 0 if run is old else 2 for run in todo}
     assert [line for line in missing if "mujoco 2.1.0" in line and line.startswith(sweep.label(old))]
     record.unlink()
-    with pytest.raises(ValueError, match="has no .json beside it"):
-        sweep.finished(old)
+    assert not sweep.finished(old)  # nothing says what made it
 
 
 def test_a_torch_for_another_device_is_the_same_version(monkeypatch):

@@ -78,7 +78,7 @@ class Claim:
 def load(path: Path = LEDGER) -> list[Claim]:
     """Read the ledger.  ValueError names the claim whose row is wrong, or says that a rule has no row."""
     names, claims = {field.name for field in fields(Claim)}, []
-    for row in tomllib.loads(path.read_text())["claim"]:
+    for row in tomllib.loads(path.read_text("utf-8"))["claim"]:
         if wrong := names ^ set(row):
             name = row.get("id", row)
             raise ValueError(f"{path.name}, {name}: fields are missing or unknown: {', '.join(sorted(wrong))}")
@@ -129,8 +129,8 @@ def record(claims: list[Claim], judged: dict[tuple[str, str], Outcome], path: Pa
     def line(_) -> str:
         return "expected = { " + ", ".join(f'{size} = "{verdict}"' for size, verdict in next(verdicts).items()) + " }"
 
-    text = re.sub(r"^expected = .*$", line, path.read_text(), flags=re.MULTILINE)
-    files.write_aside(path, lambda aside: aside.write_text(text))
+    text = re.sub(r"^expected = .*$", line, path.read_text("utf-8"), flags=re.MULTILINE)
+    files.write_aside(path, lambda aside: aside.write_text(text, "utf-8"))
 
 
 def table(claims: list[Claim], judged: dict[tuple[str, str], Outcome], pages: str) -> str:

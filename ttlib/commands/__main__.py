@@ -136,10 +136,10 @@ def judge(_: str) -> None:
     claims = load()
     found = outcomes(claims)
     readme = places.ROOT / "README.md"
-    text = into_readme(readme.read_text(), claims, found)
+    text = into_readme(readme.read_text("utf-8"), claims, found)
     print("\n".join(changed(claims, found)) or "no verdict changed")
     record(claims, found)
-    files.write_aside(readme, lambda aside: aside.write_text(text))
+    files.write_aside(readme, lambda aside: aside.write_text(text, "utf-8"))
 
 
 COMMANDS = {"data": make_data, "estimate": estimate, "table1": table1, "ship": ship, "claims": judge, "curve": curve}

@@ -518,7 +518,7 @@ def record(name: str, size: str, took: float) -> None:
 
 def main() -> None:
     """Measure all tables."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--size", choices=places.SIZES, default="laptop", help="smoke: a tiny model and few rows")
     parser.add_argument("--all", action="store_true", help="measure every row, in about a quarter of an hour")
     parser.add_argument("--peak", help=argparse.SUPPRESS)

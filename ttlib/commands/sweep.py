@@ -38,7 +38,8 @@ def executor(arguments: argparse.Namespace) -> executors.Executor:
 
 def parse() -> argparse.Namespace:
     """Return the arguments.  Wrong ones end the process with a message."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], epilog=__doc__.split("\n\n", 1)[1])
+    description, _, epilog = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(description=description, epilog=epilog)
     parser.add_argument("--size", choices=places.SIZES, default="laptop")
     parser.add_argument("--mode", choices=("all", "recompute", "scratch"), default="all",
                         help="recompute: take no records; scratch: nor shipped models")  # fmt: skip

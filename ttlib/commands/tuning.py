@@ -270,7 +270,8 @@ SEARCHES = {"hopper": hopper, "training": training, "ensemble": ensemble}
 
 def main() -> None:
     """Run one search."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], epilog=__doc__.split("\n\n", 1)[1])
+    description, _, epilog = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(description=description, epilog=epilog)
     parser.add_argument("search", choices=SEARCHES)
     parser.add_argument("--size", choices=places.SIZES, default="laptop")
     arguments = parser.parse_args()

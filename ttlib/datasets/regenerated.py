@@ -1,12 +1,15 @@
 """Datasets that behaviour policies regenerate: which policies act, for how many steps, and how the file is made."""
 
 import os
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -98,6 +101,17 @@ def follow_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+@contextmanager
+def without_main() -> Iterator[None]:
+    """Let workers that are begun inside not run the caller's script again, which may have no main guard."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
 def _simulator_state(env) -> dict[str, np.ndarray]:
     return {f"infos/{name}": getattr(env.unwrapped.data, name).copy() for name in ("qpos", "qvel")}
 
@@ -148,5 +162,7 @@ def regenerate(
         parts = [_roll_out(*job) for job in jobs]
     else:
         with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), follow_parent) as pool:
-            parts = list(pool.map(_roll_out, *zip(*jobs, strict=True)))
+            with without_main():
+                made = pool.map(_roll_out, *zip(*jobs, strict=True))
+            parts = list(made)
     hdf5.write(path, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]})

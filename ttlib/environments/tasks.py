@@ -5,8 +5,11 @@ import os
 import sys
 import warnings
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
+
+from ttlib.environments import checkout
 
 # The reward and the termination of -v4 are those of D4RL's -v2 tasks.  Version -v5 changes the friction of Walker2d and
 # the reward of the step that ends an episode.
@@ -40,6 +43,10 @@ def make(task: str, physics: str = "modern", **options):
     """Return the environment of a task, with its time limit.  Raises ValueError for an unknown task or physics."""
     check_known(task, TASKS, "task")
     check_known(physics, PHYSICS, "physics")
+    try:
+        import mujoco.gl_context
+    except (RuntimeError, AttributeError, OSError):  # MUJOCO_GL names nothing, or a renderer that is not installed
+        os.environ["MUJOCO_GL"] = "disable"  # nothing is rendered here
     import gymnasium
     import mujoco
 
@@ -91,9 +98,22 @@ def four_rooms():
     return gymnasium.make("ttlib/FourRooms-v0", disable_env_checker=True)
 
 
+def _d4rl_folder() -> str:
+    """Return the folder of d4rl's files, which it makes where it is imported: in the home, or else in the checkout."""
+    for folder in (os.path.expanduser("~/.d4rl/datasets"), str(checkout.ROOT / "data" / "d4rl")):
+        try:
+            if os.path.isabs(folder):  # it is not where there is no home
+                os.makedirs(folder, exist_ok=True)
+                return folder
+        except OSError:
+            continue
+    return str(Path(__file__).parent)  # neither can be written; this one is there, so that nothing is made
+
+
 @lru_cache
 def d4rl():
     """Import the package d4rl without its banners, and return it."""
+    os.environ["D4RL_DATASET_DIR"] = os.environ.get("D4RL_DATASET_DIR") or _d4rl_folder()
     os.environ.setdefault("D4RL_SUPPRESS_IMPORT_ERROR", "1")
     sys.modules.setdefault("mujoco_py", None)  # where mujoco_py is installed, its import may fail with an Exception
     import gym_notices.notices

@@ -40,16 +40,22 @@ def processor() -> str:
 
 
 def cache_folder() -> Path:
-    """Return the folder of compiled planners: $TTLIB_CACHE, or `ttlib` in the user's cache folder."""
+    """Return the folder of compiled planners: $TTLIB_CACHE, or `ttlib` in the user's cache folder.
+
+    Raises OSError for a user without a home.
+    """
     if given := os.environ.get("TTLIB_CACHE"):
         return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ttlib"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ttlib"
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
 
 
 def key(command: list[str]) -> str:
     """Return a digest of all that decides the compiled file: source, compiler, flags and processor."""
     version = _run([*command, "--version"])
-    known = "\0".join([SOURCE.read_text(), *command, version, *FLAGS, processor()])
+    known = "\0".join([SOURCE.read_text("utf-8"), *command, version, *FLAGS, processor()])
     return hashlib.sha256(known.encode()).hexdigest()[:16]
 
 

@@ -90,11 +90,12 @@ class Processes:
     def submit(self, call: Call, name: str, gpu: bool) -> Future:
         """Start the call in a free process."""
         pool = self.free.pop()
-        try:
-            future = pool.submit(call)
-        except BrokenProcessPool:  # the process was killed while it was free
-            pool = self.new()
-            future = pool.submit(call)
+        with regenerated.without_main():
+            try:
+                future = pool.submit(call)
+            except BrokenProcessPool:  # the process was killed while it was free
+                pool = self.new()
+                future = pool.submit(call)
         self.busy[future] = pool
         return future
 
@@ -178,7 +179,9 @@ def _joined(address: str):
         raise ImportError('Ray is not installed: pip install -c requirements.lock -e ".[cluster]"') from error
     # Ray's workers start with low priority and have one minute to start, which is too short on a busy machine.
     patient = {"worker_niceness": 0, "worker_register_timeout_seconds": 600}
-    options = {"_system_config": patient, "include_dashboard": False} if address == "local" else {}
+    # Ray has no password, so a cluster of this machine alone listens on its loopback.
+    local = {"_system_config": patient, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    options = local if address == "local" else {}
     print(f"joining the Ray cluster at {address}", flush=True)
     faulthandler.dump_traceback_later(JOINING, exit=True)
     ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)

@@ -6,7 +6,7 @@ from pathlib import Path
 from ttlib.environments.checkout import ROOT, missing
 
 # What is computed and not published.  On a cluster: a folder that all nodes see, where there is one.
-BUILD = Path(os.environ.get("TTLIB_BUILD") or ROOT / "build").resolve()
+BUILD = (ROOT / (os.environ.get("TTLIB_BUILD") or "build")).resolve()  # pages run in another folder than commands
 TABLES = BUILD / "tables"
 SIZES = ("smoke", "laptop", "paper")
 MODES = ("all", "recompute", "scratch", "book")

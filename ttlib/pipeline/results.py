@@ -4,7 +4,6 @@ A *record* is a published table that costs more than a minute.  It is taken as i
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -16,22 +15,9 @@ from pathlib import Path
 import pandas as pd
 
 from ttlib import files
-from ttlib.pipeline import keys, places, provenance
+from ttlib.pipeline import keys, locks, places, provenance
 
 VOLATILE = ("commit", "versions", "device", "planner", "instructions", "threads", "gflops_fp32", "wall_seconds")
-
-
-@contextlib.contextmanager
-def alone(path: Path):
-    """Let one process at a time make `path`, also where the processes are on several nodes.
-
-    Where the file system has no locks all of them make it, and the last one's file stays.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as file:
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _write(path: Path, text: str | bytes) -> None:
@@ -56,14 +42,12 @@ def _publish(path: Path, csv: str, about: dict) -> None:
     Where the same numbers are there already, their .json stays too: a recomputation that gives the same changes no
     file.
     """
-    beside = path.with_suffix(".json")
-    about = about | {"sha256": _digest(csv)}
-    if path.exists() and beside.exists() and path.read_text() == csv:
-        old = json.loads(beside.read_text())
+    with contextlib.suppress(FileNotFoundError, ValueError):  # what is missing or damaged is written anew
+        _, old = read(path)
         if {k: v for k, v in old.items() if k not in VOLATILE} == {k: v for k, v in about.items() if k not in VOLATILE}:
             about = old
     _write(path, csv)
-    _write(beside, json.dumps(about, indent=1) + "\n")
+    _write(path.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
 
 
 def _digest(csv: str) -> str:
@@ -83,20 +67,32 @@ def table_file(name: str, size: str, config: dict, inputs: dict[str, str] | None
 
 
 def read(path: Path) -> tuple[pd.DataFrame, dict]:
-    """Return a published table and its .json.
+    """Return a kept or a published table and its .json.
 
     Raises FileNotFoundError if a file is missing, ValueError if one was cut, edited, or cannot be read.
     """
     try:
-        csv, about = path.read_text(), json.loads(path.with_suffix(".json").read_text())
+        csv, about = path.read_text(encoding="utf-8"), json.loads(path.with_suffix(".json").read_bytes())
         digest, _ = about["sha256"], keys.key(about["recipe"], about["stage"], about["inputs"])
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} or its .json is missing") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} has a .json that cannot be read ({error!r})") from None
+        raise ValueError(f"{path} or its .json cannot be read ({error!r})") from None
     if _digest(csv) != digest:
-        raise ValueError(f"{path} is not the file that was published: its digest is another one")
+        raise ValueError(f"{path} is not the file that was written: its digest is another one")
     return pd.read_csv(path), about
+
+
+def kept(path: Path) -> bool:
+    """Return whether a table is kept.  A damaged one is named and removed, so that it is made again."""
+    try:
+        return bool(read(path))
+    except FileNotFoundError:
+        return False
+    except ValueError as error:
+        say(f"{error}: it is made again")
+        path.unlink()
+        return False
 
 
 def published(path: Path, recipe: str, inputs: dict[str, str], stage: int) -> pd.DataFrame:
@@ -134,8 +130,7 @@ def table(
     folder = places.folder(size)  # raises for an unknown size
     at = (places.records(size) if record else folder) / f"{name}.csv"
     path = table_file(name, size, config, inputs, stage)
-    kept = _is_whole(path)
-    if public and (places.mode() == "book" or (record and takes_records(size) and not kept)):
+    if public and (places.mode() == "book" or (record and takes_records(size) and not kept(path))):
         try:
             found = published(at, _recipe(name, config)[0], inputs or {}, stage)
             say(f"{name}: taken from {places.shown(at.parent)}")
@@ -145,28 +140,16 @@ def table(
             if places.mode() == "book":
                 raise type(error)(f"{error}; `make book` only draws: run `make all` first") from None
             say(f"{name}: not taken from records: {error}")
-    if kept:
+    if kept(path):
         say(f"{name}: loaded (key {path.stem[-16:]})")
     else:
-        _compute(path, name, size, make, (config, inputs or {}, stage))
+        with locks.alone(path):
+            if not kept(path):  # another command made it meanwhile
+                _compute(path, name, size, make, (config, inputs or {}, stage))
+    found, about = read(path)
     if public:
-        _publish(at, path.read_text(), json.loads(path.with_suffix(".json").read_text()))
-    return pd.read_csv(path)
-
-
-def _is_whole(path: Path) -> bool:
-    """Return whether a table is kept as it was made; name one that is damaged, since it is made again."""
-    if not path.exists():
-        return False
-    try:
-        csv, about = path.read_text(), json.loads(path.with_suffix(".json").read_text())
-        if csv and about.get("sha256", _digest(csv)) == _digest(csv):  # those of old have no digest
-            return True
-        error = "its digest is another one"
-    except (OSError, ValueError, AttributeError) as caught:
-        error = caught
-    say(f"{path} is damaged ({error}): it is made again")
-    return False
+        _publish(at, path.read_text(encoding="utf-8"), about)
+    return found
 
 
 def drawn(name: str, size: str, make: Callable[[], pd.DataFrame], *tables: pd.DataFrame, **config) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+import zipfile
 from pathlib import Path
 
 import torch
@@ -37,13 +38,16 @@ class Resume:
 
     def _read(self, device: torch.device) -> dict:
         """Return the state in the file; nothing, after a line about it, where there is none that can be used."""
-        if not self.path.exists():
-            return {}
         try:
+            with zipfile.ZipFile(self.path) as file:
+                if damaged := file.testzip():  # torch does not compare the checksums
+                    raise ValueError(f"the checksum of {damaged} is another one")
             saved = torch.load(self.path, device, weights_only=True)
             if not all(x.isfinite().all() for x in saved["model"].values()):
                 raise ValueError("its weights are not finite")
             return saved
+        except FileNotFoundError:
+            return {}
         except Exception as error:  # whatever a damaged file may hold
             results.say(f"{self.path} is damaged ({error}): the training begins anew")
             return {}

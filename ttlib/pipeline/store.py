@@ -22,7 +22,7 @@ from ttlib.data import MASKED, Episodes, Windows
 from ttlib.datasets import arrays, hdf5, official, own, regenerated
 from ttlib.environments import four_rooms, tasks
 from ttlib.model import GPT, loss
-from ttlib.pipeline import cpu_training, keys, packing, places, provenance, results
+from ttlib.pipeline import cpu_training, keys, locks, packing, places, provenance, results
 from ttlib.pipeline.experiments import DataConfig, Experiment, Fit
 from ttlib.pipeline.resume import Resume
 from ttlib.tokenizer import Tokenizer
@@ -75,7 +75,7 @@ def dataset_file(config: DataConfig) -> Path:
         return path
     if config.task == "own":
         raise FileNotFoundError(f"{path} is missing: hand the arrays to `store.keep` again")
-    with results.alone(path):
+    with locks.alone(path):
         if not path.exists():
             _generate(config, path)
     return path
@@ -266,8 +266,10 @@ def _found_or_made(item: Experiment | Fit, make: Callable[[Path], None]) -> Path
     if places.mode() == "book":
         raise FileNotFoundError(f"no checkpoint of {item.label} at size {item.size}: run `make all` first")
     folder = trained_folder(item)
-    make(folder)
-    return folder
+    with locks.alone(folder):
+        if (found := checkpoint_folder(item)) is None:  # else another command made it meanwhile
+            make(folder)
+    return found or folder
 
 
 def _most_bytes(exp: Experiment) -> int:

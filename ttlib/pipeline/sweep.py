@@ -18,7 +18,7 @@ from pathlib import Path
 from ttlib.environments import tasks
 from ttlib.files import write_aside
 from ttlib.native import decoder
-from ttlib.pipeline import keys, places, provenance, store
+from ttlib.pipeline import keys, places, provenance, results, store
 from ttlib.pipeline.executors import Executor, LostError
 from ttlib.pipeline.experiments import Experiment
 from ttlib.pipeline.rollouts import RolloutSet
@@ -68,15 +68,15 @@ def files(job: Job) -> list[Path]:
 
 
 def files_there(job: Job) -> bool:
-    """Return whether the last file of a job exists."""
+    """Return whether the last file of a job exists, and rollouts are as they were written."""
     made = files(job)
-    return bool(made) and made[-1].exists()
+    return bool(made) and (made[-1].exists() if isinstance(job, Experiment) else results.kept(made[-1]))
 
 
 def finished(job: Job) -> bool:
     """Return whether a job's files are there.
 
-    Raises ValueError for rollouts that other versions of the packages made, and for rollouts without a .json.
+    Raises ValueError for rollouts that other versions of the packages made.
     """
     there = files_there(job)
     if there and isinstance(job, RolloutSet):
@@ -86,9 +86,7 @@ def finished(job: Job) -> bool:
 
 def check_versions(record: Path, table: Path) -> None:
     """Raise ValueError unless these versions of the packages made a table.  The build of torch is ignored."""
-    if not record.exists():
-        raise ValueError(f"{places.shown(table)} has no .json beside it that says what made it: move it away")
-    made, here = json.loads(record.read_text())["versions"], provenance.versions()
+    made, here = json.loads(record.read_bytes())["versions"], provenance.versions()
     pairs = [(name, made[name], here[name]) for name in sorted(made.keys() & here.keys() - {"python"})]
     if different := [f"{name} {old}, not {new}" for name, old, new in pairs if old.split("+")[0] != new.split("+")[0]]:
         raise ValueError(f"{places.shown(table)} was made with {', '.join(different)}: move it away")
