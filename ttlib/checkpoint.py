@@ -84,7 +84,8 @@ def load(
         raise ValueError(f"{what}train or fetch it again") from error
     _check_shapes(folder, model, tensors)
     edges, centres = (tensors.pop(name) for name in BINS)
-    state = {name: tensors.pop(name).float() for name, _ in model.named_parameters()}
+    names = [name for name, _ in model.named_parameters()]
+    state = {name: tensors.pop(name).float() for name in names}
     model.load_state_dict(state, assign=True)
     tokenizer = Tokenizer(transition, V, kind, edges, centres).to(device)
     return Checkpoint(model.eval().to(device), tokenizer, about, tensors)

@@ -27,7 +27,7 @@ def run(monkeypatch):
     (["04_four_rooms.py", "--mode", "fast"], ["fast", "all", "scratch", "book"]),
     (["04_four_rooms.py", "--size", "smoke", "-p", "widht=3"], ["widht", "its parameters are size"]),
     (["04_four_rooms.py", "--size", "smoke", "-p", "size=paper"], ["size=paper", "--size"]),
-    (["07_your_own_data.py", "--size", "smoke", "-p", "path={1}"], ["path={1}", "expected a number, text"]),
+    (["07_your_own_data.py", "--size", "smoke", "-p", "path={1}"], ["path={1}", "expected text, numbers"]),
 ])
 def test_bad_arguments_are_refused(arguments, said):
     command = [sys.executable, ROOT / "notebooks" / "run.py", *arguments]

@@ -70,7 +70,8 @@ def run_out(error, monkeypatch, method="tto"):
         raise error or torch.empty(2**60)
 
     agent = SimpleNamespace(reset=lambda seeds: None, act=act)
-    env = SimpleNamespace(reset=lambda seed, options: (np.zeros(11), {}))
+    space = SimpleNamespace(low=np.zeros(3), high=np.ones(3))
+    env = SimpleNamespace(reset=lambda seed, options: (np.zeros(11), {}), action_space=space)
     monkeypatch.setattr(rollouts, "transformer_agent", lambda *_: agent)
     exp = experiments.get("hopper-medium", "smoke", "released")
     rollouts.run_rollouts(exp, method, range(5), make=lambda: env)
