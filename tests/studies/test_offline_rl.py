@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ttlib.environments import tasks
-from ttlib.pipeline import experiments, places, statistics
+from ttlib.pipeline import experiments, keys, places, statistics
 from ttlib.studies import offline_rl
 
 
@@ -46,11 +46,13 @@ def test_the_mean_row_of_figure_4_is_the_mean_of_means(monkeypatch, tmp_path):
     assert len(paper) == 9 and mean["mean"].item() == pytest.approx(paper["mean"].mean(), abs=1e-3)
 
 
-def test_every_comparison_of_every_dataset_is_a_run_of_its_own():
+def test_every_comparison_of_every_dataset_is_a_run_of_its_own(monkeypatch):
+    monkeypatch.setattr(offline_rl, "TABLE1_CEM", tuple(experiments.CEM))
     for name in experiments.TABLE1:
         runs = offline_rl.comparison(name, "laptop")
         assert {run.exp.data.name for run in runs} == {name}
-        assert {run.method for run in runs} == {"tto", "bc", "bc10", "behaviour", "random_shooting"}
+        assert {run.method for run in runs} == {"tto", "bc", "bc10", "behaviour", "random_shooting", *experiments.CEM}
         assert {run.scorer.profile for run in runs if run.method == "tto" and run.profile == "v1"} == {"released"}
         assert all(tasks.score(run.exp.data.task, 0.0) < 10 for run in runs)
         assert len({(run.method, run.profile, run.setting, run.model_seed) for run in runs}) == len(runs)
+        assert len({keys.key(*run.recipe()) for run in runs}) == len(runs)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 
 from ttlib.baselines.cloning import MLPConfig
+from ttlib.baselines.cross_entropy import CEMConfig
 from ttlib.baselines.ensemble import EnsembleConfig
 from ttlib.datasets.regenerated import RECIPES
 from ttlib.model import ModelConfig
@@ -328,6 +329,8 @@ SHOOTING = EnsembleConfig(members=5, width=200, layers=3, lr=4e-3, batch=128, up
 MLP = MLPConfig(updates=8000, lr=5e-3)  # as good as 20,000 at a constant rate (data/tried_cloning.csv)
 BASELINES = {"bc": MLP, "bc10": replace(MLP, share=0.1, lr=2e-3), "goal-mlp": replace(MLP, goal=True),
              "values": replace(MLP, gamma=GAMMA, updates=12_000), "dynamics": SHOOTING}  # fmt: skip
+
+CEM = {"cem": CEMConfig(), "cem_penalised": CEMConfig(penalty=1000.0)}  # methods that plan through the same ensemble
 
 
 def baseline(kind: str, data: DataConfig, size: str, **settings) -> Fit:

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from ttlib import control, data
-from ttlib.baselines import agents, shooting
+from ttlib.baselines import agents, cross_entropy, shooting
 from ttlib.baselines.agents import FunctionAgent
 from ttlib.datasets import regenerated
 from ttlib.environments import policies, stepping, tasks
@@ -25,7 +25,8 @@ from ttlib.pipeline.experiments import DataConfig, Experiment, Fit
 # own random numbers, empty bins have no mass, and values end 500 steps before a time limit.
 ROLLOUT_STAGE = 2
 BY_TRANSFORMER = ("tto", "sampling", "imitation")
-METHODS = (*BY_TRANSFORMER, "bc", "bc10", "behaviour", "random_shooting")
+BY_ENSEMBLE = ("random_shooting", *experiments.CEM)
+METHODS = (*BY_TRANSFORMER, "bc", "bc10", "behaviour", *BY_ENSEMBLE)
 UNKNOWN_STEPS = 500  # before a time limit: at gamma 0.99 the missing tail weighs less than 1%
 
 
@@ -36,8 +37,9 @@ def run_rollouts(
 
     tto plans for reward, sampling draws the model's actions, imitation searches for likelihood; bc is the cloned MLP,
     bc10 that of the tenth of episodes of greatest return; behaviour is the data's own policies in turn;
-    random_shooting plans through a Gaussian ensemble.  make() is the environment where the data are not of one of our
-    tasks; hooks are those of `control.ByReward`.  Raises ValueError for an unknown method, MemoryError with the sizes.
+    random_shooting, cem and cem_penalised plan through a Gaussian ensemble.  make() is the environment where the data
+    are not of one of our tasks; hooks are those of `control.ByReward`.  Raises ValueError for an unknown method,
+    MemoryError with the sizes.
     """
     make = make or (lambda: simulator(exp.data, exp.size))
     acts = agent(exp, method, seeds, model_seed, make, hooks)
@@ -58,9 +60,11 @@ def agent(exp: Experiment, method: str, seeds: Sequence[int], model_seed: int, m
         return FunctionAgent(lambda states, rows: fitted[0].act(states))
     if method == "behaviour":
         return FunctionAgent(behaviour(exp, seeds))
-    if method == "random_shooting":
+    if method in BY_ENSEMBLE:
         space = make().action_space
-        return shooting.RandomShooting(*fitted, exp.plan, space.low, space.high)
+        planned = (*fitted, exp.plan, space.low, space.high)
+        config = experiments.CEM.get(method)
+        return cross_entropy.CrossEntropy(config, *planned) if config else shooting.RandomShooting(*planned)
     raise ValueError(f"unknown method {method!r}; expected one of {METHODS}")
 
 
@@ -101,7 +105,7 @@ def fits(exp: Experiment, method: str, model_seed: int = 0) -> list[Fit]:
     """Return the fitted baselines that a method needs, which know the experiment's data."""
     if method in ("bc", "bc10"):
         return [experiments.baseline(method, exp.data, exp.size, seed=model_seed)]
-    if method == "random_shooting":
+    if method in BY_ENSEMBLE:
         values = experiments.baseline("values", exp.data, exp.size, gamma=exp.plan.gamma)
         return [experiments.baseline("dynamics", exp.data, exp.size), values]
     return []
@@ -243,6 +247,12 @@ class RolloutSet:
         return self.exp.profile if self.transformer else "any"
 
     @property
+    def sequences(self) -> int:
+        """The number of action sequences that a decision through the ensemble tries."""
+        cem = experiments.CEM.get(self.method)
+        return cem.iterations * cem.sequences if cem else self.exp.plan.beam_width * self.exp.plan.expansions
+
+    @property
     def hooks(self) -> dict:
         """The hooks of `search.maximise` that differ from its own."""
         given = {"propose": self.propose, "read": self.read}
@@ -251,8 +261,10 @@ class RolloutSet:
     def recipe(self) -> tuple[str, dict]:
         """Return name and config of the table of its rollouts."""
         known = self.exp if self.transformer else [self.exp.data, self.exp.size]
-        if self.method == "random_shooting":
+        if self.method in BY_ENSEMBLE:
             known = [*known, replace(self.exp.plan, drop_probability=0.0)]  # it filters nothing
+        if self.method in experiments.CEM:
+            known = [*known, experiments.CEM[self.method]]
         config = {"of": known, "method": self.method, "seeds": self.seeds, "model_seed": self.model_seed}
         config |= {name: [type(hook).__name__, hook] for name, hook in self.hooks.items()}
         return "-".join(("rollouts", self.exp.data.name, self.method, self.profile)), config
@@ -297,14 +309,14 @@ class RolloutSet:
     def settings(self) -> dict:
         """Return the columns that say how it acts; NaN where one does not apply."""
         plan, planned = self.exp.plan, self.method == "tto"
-        shot = self.method == "random_shooting"
+        shot = self.method in BY_ENSEMBLE
         return {
             "variant": self.variant,
             "context": self.exp.context if self.transformer else np.nan,
             "horizon": plan.horizon if planned or shot else self.exp.horizon if self.transformer else np.nan,
             "beam_width": plan.beam_width if planned else self.exp.width if self.method == "imitation" else np.nan,
             "expansions": plan.expansions if planned else np.nan,
-            "sequences": plan.beam_width * plan.expansions if shot else np.nan,
+            "sequences": self.sequences if shot else np.nan,
             "noise": getattr(self.read, "noise", 0.0) if planned else np.nan,
         }
 
