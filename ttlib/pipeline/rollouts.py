@@ -18,7 +18,7 @@ from ttlib.datasets import regenerated
 from ttlib.environments import policies, stepping, tasks
 from ttlib.model import token_nats
 from ttlib.native.decoder import decoder_for
-from ttlib.pipeline import experiments, places, results, store
+from ttlib.pipeline import experiments, places, released, results, store
 from ttlib.pipeline.experiments import DataConfig, Experiment, Fit
 
 # Raised by hand when search, control, cloning or shooting change what a rollout does.  2: each environment has its
@@ -72,7 +72,7 @@ def memory_needed(exp: Experiment, method: str, environments: int) -> str:
     """Return a sentence about the memory that a plan needs, and the way out."""
     model, plan = exp.model, exp.plan
     beams = plan.beam_width * plan.expansions if method == "tto" and plan else max(1, exp.width)
-    horizon = plan.horizon if method == "tto" and plan else max(1, exp.horizon)
+    horizon = exp.planned if method == "tto" and plan else max(1, exp.horizon)
     tokens = (exp.context + horizon) * model.transition.D
     size = 2 * model.n_layer * model.d_model * tokens * 4 * beams * environments / 1e6
     return (
@@ -84,14 +84,17 @@ def memory_needed(exp: Experiment, method: str, environments: int) -> str:
 
 def transformer_agent(exp: Experiment, method: str, hooks: dict | None = None) -> control.TransformerAgent:
     """Return the experiment's model acting by a method of BY_TRANSFORMER."""
+    loaded = store.load_or_train(exp)
+    reader = decoder_for(loaded.model)
     if method == "tto":
-        choose = control.ByReward(exp.plan, **(hooks or {}))
+        likeliest = {"propose": released.LikeliestBins(exp.likeliest)} if exp.likeliest else {}
+        by_reward = released.ByRewardSliding if exp.plan_window else control.ByReward
+        choose = by_reward(exp.plan, **likeliest | (hooks or {}))
+        reader = released.sliding(reader, exp.plan_window) if exp.plan_window else reader
     elif method == "sampling":
         choose = agents.BySampling()
     else:
         choose = control.ByLikelihood(exp.horizon, exp.width)
-    loaded = store.load_or_train(exp)
-    reader = decoder_for(loaded.model)
     return control.TransformerAgent(loaded.model, loaded.tokenizer, choose, exp.context, decoder=reader)
 
 
