@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ttlib import control, data
 from ttlib.baselines import agents, cross_entropy, shooting
 from ttlib.baselines.agents import FunctionAgent
+from ttlib.checkpoint import Checkpoint
 from ttlib.datasets import regenerated
 from ttlib.environments import policies, stepping, tasks
 from ttlib.model import token_nats
@@ -82,9 +83,11 @@ def memory_needed(exp: Experiment, method: str, environments: int) -> str:
     )
 
 
-def transformer_agent(exp: Experiment, method: str, hooks: dict | None = None) -> control.TransformerAgent:
-    """Return the experiment's model acting by a method of BY_TRANSFORMER."""
-    loaded = store.load_or_train(exp)
+def transformer_agent(
+    exp: Experiment, method: str, hooks: dict | None = None, loaded: Checkpoint | None = None
+) -> control.TransformerAgent:
+    """Return the experiment's model acting by a method of BY_TRANSFORMER; loaded: another model than the store's."""
+    loaded = loaded or store.load_or_train(exp)
     reader = decoder_for(loaded.model)
     if method == "tto":
         likeliest = {"propose": released.LikeliestBins(exp.likeliest)} if exp.likeliest else {}
