@@ -66,7 +66,7 @@ ledger_PAGE := 16_claims
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help all recompute scratch book estimate data check pages html $(PAGES) fig1 fig2 fig3 fig4 fig5 table1 sweep lab test test-slow test-cluster lint bench tune curve policies claims ship lock clean
+.PHONY: help all recompute scratch book estimate data check pages html $(PAGES) fig1 fig2 fig3 fig4 fig5 table1 sweep lab test test-slow test-cluster gpu-check lint bench tune curve policies claims ship lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -157,6 +157,9 @@ test-cluster: $(STAMP)-cluster ## the tests that start a Ray cluster on this mac
 
 lint: $(STAMP) ## ruff
 	$(BIN)/ruff check .
+
+gpu-check: $(STAMP) ## try size paper on a GPU for some minutes: speed, hours of a training, decisions beside the CPU's
+	$(BIN)/python -m ttlib.commands.gpu_check
 
 bench: $(STAMP) ## speed of planning and training on this machine, memory; make bench ARGS=--all: every row
 	$(BIN)/python -m ttlib.commands.bench --size $(size) $(ARGS)

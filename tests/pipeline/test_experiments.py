@@ -27,8 +27,7 @@ def test_parts_of_an_experiment_agree(name, size, profile):
     assert (e.name, e.size, e.profile) == (name, size, profile)
     assert e.model.V == e.bins.V and (e.model.prefix == e.model.transition.N) == e.goal
     assert e.goal or e.model.prefix == 0
-    planned = e.plan.horizon if e.plan else e.horizon
-    assert e.context >= 0 and planned >= 1 and e.context + planned <= e.model.T
+    assert e.context >= 0 and e.planned >= 1 and e.context + e.planned <= e.model.T
     if e.plan:
         assert e.model.transition.rewards
         assert (e.plan.gamma, e.plan.reward_in_R) == (e.bins.gamma, e.bins.reward_in_R)
@@ -78,6 +77,31 @@ def test_a_later_layer_overrides_an_earlier_one_and_names_no_unknown_setting():
     found = experiments.settings("hopper-medium-replay", "laptop", "released")
     assert (found["plan_horizon"], found["beam_width"], found["context"], found["T"]) == (2, 16, 3, 6)
     assert experiments.settings("hopper-medium-replay-v2", "laptop", "released") == found
+
+
+def test_at_paper_size_the_released_profile_has_the_authors_settings_of_each_dataset():
+    """config/offline.py: plan horizon, beam width, epochs of a million steps."""
+    theirs = {
+        "halfcheetah-medium": (5, 32, 50), "halfcheetah-medium-replay": (5, 32, 50),
+        "halfcheetah-medium-expert": (15, 32, 50), "hopper-medium": (15, 128, 50),
+        "hopper-medium-replay": (15, 128, 80), "hopper-medium-expert": (15, 128, 50), "walker2d-medium": (15, 128, 50),
+        "walker2d-medium-replay": (20, 32, 80), "walker2d-medium-expert": (5, 128, 50),
+    }  # fmt: skip
+    for name in experiments.TABLE1:
+        e = experiments.get(name, "paper", "released")
+        found = e.plan.horizon, e.plan.beam_width, e.train.updates * e.train.batch / 1e6
+        assert found == pytest.approx(theirs[name], rel=1e-3)
+        few = name == "walker2d-medium-replay"
+        assert (e.likeliest, e.plan.drop_probability) == ((40, 0.0) if few else (None, 0.6))
+        assert (e.context, e.plan_window, e.model.T, e.plan.expansions) == (4, 5, 10, 2)
+        assert experiments.get(name, "laptop", "released").plan_window is None
+    for context, window, message in (
+        (5, 5, "plan_window=5 with 5 context; expected at least 2, and more"),
+        (0, 1, "plan_window=1 with 0 context; expected at least 2, and more"),
+        (4, 11, r"4 context \+ 7 planned transitions > window of 10"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(e, context=context, plan_window=window)
 
 
 def test_one_model_is_one_training_whatever_its_name():

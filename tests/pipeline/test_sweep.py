@@ -136,7 +136,7 @@ def test_what_is_finished_is_not_run_again(elsewhere, monkeypatch):
 
 
 def test_baselines_act_alike_fresh_and_shipped_and_without_data(monkeypatch, tmp_path):
-    exp, methods = experiments.get("hopper-expert", "smoke", "released"), ("bc", "bc10", "random_shooting")
+    exp, methods = experiments.get("hopper-expert", "smoke", "released"), ("bc", "bc10", "random_shooting", "cem")
     returns = lambda: [sum(run.rewards) for m in methods for run in rollouts.run_rollouts(exp, m, (0, 1))]  # noqa: E731
     fresh = returns()
     monkeypatch.setattr(store, "split", refuses_to_work)

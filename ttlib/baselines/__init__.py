@@ -1,1 +1,1 @@
-"""The methods that the Transformer is compared with: Gaussian ensembles, behaviour cloning and random shooting."""
+"""The methods that the Transformer is compared with: Gaussian ensembles, behaviour cloning, random shooting and CEM."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 
 from ttlib.baselines.cloning import MLPConfig
+from ttlib.baselines.cross_entropy import CEMConfig
 from ttlib.baselines.ensemble import EnsembleConfig
 from ttlib.datasets.regenerated import RECIPES
 from ttlib.model import ModelConfig
@@ -98,17 +99,28 @@ class Experiment:
     seeds: tuple[int, ...] = ()  # of rollouts
     goal: bool = False
     markov: bool = False  # the previous transition is all that the model sees of the past
+    plan_window: int | None = None  # transitions that a plan sees at once, since its window slides; None: all
+    likeliest: int | None = None  # bins that each token of a plan is drawn from; None: see `Plan.drop_probability`
 
     @property
     def label(self) -> str:
         return f"{self.name}-{self.profile}{f'-seed{self.train.seed}' * (self.train.seed > 0)}"
 
+    @property
+    def planned(self) -> int:
+        """The planned transitions, from the current one on, that are read at once."""
+        if self.plan_window:
+            return self.plan_window - self.context
+        return self.plan.horizon if self.plan else self.horizon
+
     def __post_init__(self):
-        planned = self.plan.horizon if self.plan else self.horizon
-        if self.context + planned > self.model.T:
+        if self.context + self.planned > self.model.T:
             raise ValueError(
-                f"{self.label}: {self.context} context + {planned} planned transitions > window of {self.model.T}"
+                f"{self.label}: {self.context} context + {self.planned} planned transitions > window of {self.model.T}"
             )
+        if self.plan_window and self.plan_window < max(2, self.context + 1):
+            given = f"plan_window={self.plan_window} with {self.context} context"
+            raise ValueError(f"{self.label}: {given}; expected at least 2, and more than the context")
 
 
 @dataclass(frozen=True)
@@ -176,7 +188,17 @@ LAYERS = [
     # A model without context cannot tell which of the data's policies it continues, and believes in actions that pay
     # where another one was.  v1's small models act no better with one (data/tried_offline.csv).
     (PLANNED, "smoke laptop", "released", dict(context=3), "knows whose behaviour it continues"),
-    (PLANNED, "paper", "*", dict(context=5), "the authors plan with five transitions"),
+    (PLANNED, "paper", "v1", dict(context=5), "ours, near the authors' number"),
+    # The authors' config/offline.py.  Five transitions in all are read at once, the current one included.
+    (f"{PLANNED} hopper-long", "paper", "released", dict(plan_horizon=15, beam_width=128), "the authors' config"),
+    (f"{PLANNED} hopper-long", "paper", "released", dict(context=4, plan_window=5), "the authors' config"),
+    ("halfcheetah-*", "paper", "released", dict(beam_width=32), "the authors' config"),
+    ("halfcheetah-medium halfcheetah-medium-replay", "paper", "released", dict(plan_horizon=5), "the authors' config"),
+    ("walker2d-medium-expert", "paper", "released", dict(plan_horizon=5), "the authors' config"),
+    ("walker2d-medium-replay", "paper", "released", dict(plan_horizon=20, beam_width=32), "the authors' config"),
+    ("walker2d-medium-replay", "paper", "released", dict(likeliest=40, drop_probability=0.0), "the authors' config"),
+    ("hopper-medium-replay hopper-long walker2d-medium-replay", "paper", "released", dict(windows=80_000_000),
+     "80 epochs of a million steps"),
     # The authors drop bins that together hold less than 0.6.  Medium-expert data need some filter, mixed data none:
     # half of it serves both.  Many first actions are worth more than a longer look at few (data/tried_offline.csv).
     (PLANNED, "laptop", "released", dict(plan_horizon=2, beam_width=16, drop_probability=0.3), "tried"),
@@ -191,7 +213,7 @@ LAYERS = [
     ("hopper-long", "laptop", "*", dict(updates=5600, batch=16, seeds=10), "17 minutes on one core"),
     ("hopper-long", "laptop", "v1", dict(beam_width=8, expansions=8), "as many candidates as the other profile"),
     ("hopper-long", "laptop", "released", dict(beam_width=16), "data/tried_hopper.csv"),
-    ("hopper-long", "paper", "*", dict(context=5), "the same model and settings as Table 1's hopper-medium-replay"),
+    ("hopper-long", "paper", "v1", dict(context=5), "the same model and settings as Table 1's hopper-medium-replay"),
     # Humanoid: long-horizon prediction (Figures 1 and 2).
     ("humanoid*", "smoke laptop", "*", dict(T=5, embedding_length_scale=30.0), "320 tokens"),
     ("humanoid*", "smoke", "*", dict(batch=2), "seconds"),
@@ -291,10 +313,10 @@ def make(name: str, size: str, profile: str, data: DataConfig, transition: Trans
     if "plan_horizon" in found:
         plan = Plan(**_pick(Plan, found, horizon=found["plan_horizon"]))
     context = model.T - 1 if data.task == "humanoid" else found["context"]
-    acting = {key: found[key] for key in ("horizon", "width", "goal", "markov") if key in found}
+    acting = found.keys() & {"horizon", "width", "goal", "markov", "plan_window", "likeliest"}
     return Experiment(
         name, size, profile, data, Bins(**_pick(Bins, found)), model, train, context, plan,
-        seeds=tuple(range(found["seeds"])), **acting,
+        seeds=tuple(range(found["seeds"])), **{key: found[key] for key in acting},
     )  # fmt: skip
 
 
@@ -332,6 +354,8 @@ SHOOTING = EnsembleConfig(members=5, width=200, layers=3, lr=4e-3, batch=128, up
 MLP = MLPConfig(updates=8000, lr=5e-3)  # as good as 20,000 at a constant rate (data/tried_cloning.csv)
 BASELINES = {"bc": MLP, "bc10": replace(MLP, share=0.1, lr=2e-3), "goal-mlp": replace(MLP, goal=True),
              "values": replace(MLP, gamma=GAMMA, updates=12_000), "dynamics": SHOOTING}  # fmt: skip
+
+CEM = {"cem": CEMConfig(), "cem_penalised": CEMConfig(penalty=1000.0)}  # methods that plan through the same ensemble
 
 
 def baseline(kind: str, data: DataConfig, size: str, **settings) -> Fit:

@@ -12,20 +12,22 @@ import torch
 from tqdm import tqdm
 
 from ttlib import control, data
-from ttlib.baselines import agents, shooting
+from ttlib.baselines import agents, cross_entropy, shooting
 from ttlib.baselines.agents import FunctionAgent
+from ttlib.checkpoint import Checkpoint
 from ttlib.datasets import regenerated
 from ttlib.environments import policies, stepping, tasks
 from ttlib.model import token_nats
 from ttlib.native.decoder import decoder_for
-from ttlib.pipeline import experiments, places, results, store
+from ttlib.pipeline import experiments, places, released, results, store
 from ttlib.pipeline.experiments import DataConfig, Experiment, Fit
 
 # Raised by hand when search, control, cloning or shooting change what a rollout does.  2: each environment has its
 # own random numbers, empty bins have no mass, and values end 500 steps before a time limit.
 ROLLOUT_STAGE = 2
 BY_TRANSFORMER = ("tto", "sampling", "imitation")
-METHODS = (*BY_TRANSFORMER, "bc", "bc10", "behaviour", "random_shooting")
+BY_ENSEMBLE = ("random_shooting", *experiments.CEM)
+METHODS = (*BY_TRANSFORMER, "bc", "bc10", "behaviour", *BY_ENSEMBLE)
 UNKNOWN_STEPS = 500  # before a time limit: at gamma 0.99 the missing tail weighs less than 1%
 
 
@@ -36,8 +38,9 @@ def run_rollouts(
 
     tto plans for reward, sampling draws the model's actions, imitation searches for likelihood; bc is the cloned MLP,
     bc10 that of the tenth of episodes of greatest return; behaviour is the data's own policies in turn;
-    random_shooting plans through a Gaussian ensemble.  make() is the environment where the data are not of one of our
-    tasks; hooks are those of `control.ByReward`.  Raises ValueError for an unknown method, MemoryError with the sizes.
+    random_shooting, cem and cem_penalised plan through a Gaussian ensemble.  make() is the environment where the data
+    are not of one of our tasks; hooks are those of `control.ByReward`.  Raises ValueError for an unknown method,
+    MemoryError with the sizes.
     """
     make = make or (lambda: simulator(exp.data, exp.size))
     acts = agent(exp, method, seeds, model_seed, make, hooks)
@@ -58,9 +61,11 @@ def agent(exp: Experiment, method: str, seeds: Sequence[int], model_seed: int, m
         return FunctionAgent(lambda states, rows: fitted[0].act(states))
     if method == "behaviour":
         return FunctionAgent(behaviour(exp, seeds))
-    if method == "random_shooting":
+    if method in BY_ENSEMBLE:
         space = make().action_space
-        return shooting.RandomShooting(*fitted, exp.plan, space.low, space.high)
+        planned = (*fitted, exp.plan, space.low, space.high)
+        config = experiments.CEM.get(method)
+        return cross_entropy.CrossEntropy(config, *planned) if config else shooting.RandomShooting(*planned)
     raise ValueError(f"unknown method {method!r}; expected one of {METHODS}")
 
 
@@ -68,7 +73,7 @@ def memory_needed(exp: Experiment, method: str, environments: int) -> str:
     """Return a sentence about the memory that a plan needs, and the way out."""
     model, plan = exp.model, exp.plan
     beams = plan.beam_width * plan.expansions if method == "tto" and plan else max(1, exp.width)
-    horizon = plan.horizon if method == "tto" and plan else max(1, exp.horizon)
+    horizon = exp.planned if method == "tto" and plan else max(1, exp.horizon)
     tokens = (exp.context + horizon) * model.transition.D
     size = 2 * model.n_layer * model.d_model * tokens * 4 * beams * environments / 1e6
     return (
@@ -78,16 +83,21 @@ def memory_needed(exp: Experiment, method: str, environments: int) -> str:
     )
 
 
-def transformer_agent(exp: Experiment, method: str, hooks: dict | None = None) -> control.TransformerAgent:
-    """Return the experiment's model acting by a method of BY_TRANSFORMER."""
+def transformer_agent(
+    exp: Experiment, method: str, hooks: dict | None = None, loaded: Checkpoint | None = None
+) -> control.TransformerAgent:
+    """Return the experiment's model acting by a method of BY_TRANSFORMER; loaded: another model than the store's."""
+    loaded = loaded or store.load_or_train(exp)
+    reader = decoder_for(loaded.model)
     if method == "tto":
-        choose = control.ByReward(exp.plan, **(hooks or {}))
+        likeliest = {"propose": released.LikeliestBins(exp.likeliest)} if exp.likeliest else {}
+        by_reward = released.ByRewardSliding if exp.plan_window else control.ByReward
+        choose = by_reward(exp.plan, **likeliest | (hooks or {}))
+        reader = released.sliding(reader, exp.plan_window) if exp.plan_window else reader
     elif method == "sampling":
         choose = agents.BySampling()
     else:
         choose = control.ByLikelihood(exp.horizon, exp.width)
-    loaded = store.load_or_train(exp)
-    reader = decoder_for(loaded.model)
     return control.TransformerAgent(loaded.model, loaded.tokenizer, choose, exp.context, decoder=reader)
 
 
@@ -101,7 +111,7 @@ def fits(exp: Experiment, method: str, model_seed: int = 0) -> list[Fit]:
     """Return the fitted baselines that a method needs, which know the experiment's data."""
     if method in ("bc", "bc10"):
         return [experiments.baseline(method, exp.data, exp.size, seed=model_seed)]
-    if method == "random_shooting":
+    if method in BY_ENSEMBLE:
         values = experiments.baseline("values", exp.data, exp.size, gamma=exp.plan.gamma)
         return [experiments.baseline("dynamics", exp.data, exp.size), values]
     return []
@@ -243,6 +253,12 @@ class RolloutSet:
         return self.exp.profile if self.transformer else "any"
 
     @property
+    def sequences(self) -> int:
+        """The number of action sequences that a decision through the ensemble tries."""
+        cem = experiments.CEM.get(self.method)
+        return cem.iterations * cem.sequences if cem else self.exp.plan.beam_width * self.exp.plan.expansions
+
+    @property
     def hooks(self) -> dict:
         """The hooks of `search.maximise` that differ from its own."""
         given = {"propose": self.propose, "read": self.read}
@@ -251,8 +267,10 @@ class RolloutSet:
     def recipe(self) -> tuple[str, dict]:
         """Return name and config of the table of its rollouts."""
         known = self.exp if self.transformer else [self.exp.data, self.exp.size]
-        if self.method == "random_shooting":
+        if self.method in BY_ENSEMBLE:
             known = [*known, replace(self.exp.plan, drop_probability=0.0)]  # it filters nothing
+        if self.method in experiments.CEM:
+            known = [*known, experiments.CEM[self.method]]
         config = {"of": known, "method": self.method, "seeds": self.seeds, "model_seed": self.model_seed}
         config |= {name: [type(hook).__name__, hook] for name, hook in self.hooks.items()}
         return "-".join(("rollouts", self.exp.data.name, self.method, self.profile)), config
@@ -297,14 +315,14 @@ class RolloutSet:
     def settings(self) -> dict:
         """Return the columns that say how it acts; NaN where one does not apply."""
         plan, planned = self.exp.plan, self.method == "tto"
-        shot = self.method == "random_shooting"
+        shot = self.method in BY_ENSEMBLE
         return {
             "variant": self.variant,
             "context": self.exp.context if self.transformer else np.nan,
             "horizon": plan.horizon if planned or shot else self.exp.horizon if self.transformer else np.nan,
             "beam_width": plan.beam_width if planned else self.exp.width if self.method == "imitation" else np.nan,
             "expansions": plan.expansions if planned else np.nan,
-            "sequences": plan.beam_width * plan.expansions if shot else np.nan,
+            "sequences": self.sequences if shot else np.nan,
             "noise": getattr(self.read, "noise", 0.0) if planned else np.nan,
         }
 

@@ -114,7 +114,8 @@ def operations(job: Job) -> float:
         tokens = job.train.updates * job.train.batch * job.model.max_tokens
         return 3 * _reading(job, tokens, job.model.max_tokens / 2)  # backward costs twice as much as forward
     exp = job.exp
-    seen = (exp.context + _horizon(job) / 2) * exp.model.transition.D
+    planned = exp.planned if exp.plan_window else _horizon(job)
+    seen = (exp.context + planned / 2) * exp.model.transition.D
     return _decisions(job) * len(job.seeds) * _reading(exp, _tokens_per_decision(job), seen)
 
 
@@ -134,7 +135,8 @@ def _tokens_per_decision(job: RolloutSet) -> int:
         plans, candidates = exp.plan.beam_width, exp.plan.beam_width * exp.plan.expansions
         beam = exp.plan.proposal == "beam"  # else candidates of one plan share its next state
         each = candidates * (N + M + 1) + plans if beam else candidates * (M + 1) + plans * (N + 1)
-        tokens += candidates * (M + 1) + (h - 1) * each
+        again = plans * exp.context * D if exp.plan_window else 0  # what is left of a window that slid
+        tokens += candidates * (M + 1) + (h - 1) * (each + again)
     elif job.method == "imitation":
         tokens += exp.width * max(M, h * D - N)
     return tokens

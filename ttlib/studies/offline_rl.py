@@ -11,6 +11,7 @@ from ttlib.pipeline import experiments, places, results, rollouts, statistics, s
 from ttlib.pipeline.experiments import Experiment
 from ttlib.pipeline.rollouts import RolloutSet, cloning, planning
 
+TABLE1_CEM = ()
 CLONED, TOP_CLONED = "MLP 2 x 256", "MLP 2 x 256, best tenth of episodes"
 
 
@@ -24,9 +25,9 @@ def comparison(name: str, size: str) -> list[RolloutSet]:
     if not v1.data.official:
         many, label = tuple(range(2 if size == "smoke" else 12)), "the data's policies in turn"
         runs.append(RolloutSet(v1, "behaviour", label, many, variant="behaviour_policies"))
-    # Random shooting has the planner's horizon and as many transitions of the model.
-    setting = f"horizon {released.plan.horizon}, {released.plan.beam_width * released.plan.expansions} sequences"
-    runs.append(RolloutSet(released, "random_shooting", setting, v1.seeds, scorer=v1))
+    # Random shooting has the planner's horizon and as many transitions of the model; CEM has the same horizon.
+    shot = [RolloutSet(released, method, "", v1.seeds, scorer=v1) for method in ("random_shooting", *TABLE1_CEM)]
+    runs += [replace(run, setting=f"horizon {released.plan.horizon}, {run.sequences} sequences") for run in shot]
     return runs
 
 
