@@ -83,7 +83,7 @@ def sources(page: Path) -> list[Path]:
     data, ledger = ROOT / "data", ROOT / "data" / "claims.toml"
     shipped = [path for path in data.rglob("*") if path.relative_to(data).parts[0] not in NOT_SOURCES]
     paths = [path for path in shipped if path.is_file() and path != ledger]
-    paths += [path for ending in ("py", "html") for path in (ROOT / "ttlib").rglob(f"*.{ending}")]
+    paths += [path for ending in ("py", "html", "js") for path in (ROOT / "ttlib").rglob(f"*.{ending}")]
     if RESULTS in page.read_text():
         for ending in ("csv", "json"):
             paths += [path for folder in (ROOT / "figures", data / "records") for path in folder.rglob(f"*.{ending}")]

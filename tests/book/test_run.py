@@ -52,7 +52,7 @@ def test_content_decides_what_is_stale(run, tmp_path, monkeypatch):
 SHIPPED = (
     "data/checkpoints/hopper-v1-laptop/model.safetensors.z", "data/checkpoints/hopper-v1-laptop/config.json",
     "data/policies/hopper/step_0020000.npz", "data/d4rl_returns.tsv", "data/published_speed.csv",
-    "ttlib/model.py", "ttlib/drawing/body_player.html", "notebooks/run.py",
+    "ttlib/model.py", "ttlib/drawing/body_player.html", "ttlib/drawing/planner.js", "notebooks/run.py",
 )  # fmt: skip
 RESULTS = ("figures/laptop/t.csv", "figures/laptop/t.json", "data/claims.toml", "README.md")
 MADE = ("data/regenerated/hopper.hdf5", "data/d4rl/hopper.hdf5", "figures/laptop/t.png", "build/tables/t.csv")

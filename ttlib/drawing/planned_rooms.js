@@ -1,9 +1,9 @@
 // Four rooms in the browser: the world as in ttlib/environments/four_rooms.py, and the reader's controls.
 
+const clip = (x, low, high) => Math.min(Math.max(x, low), high);
+
 /** Return how actions move positions, lists of x and y, and whether a position inside the square is in no wall. */
 function roomsWorld({walls, side, stride}) {
-  const clip = (x, low, high) => Math.min(Math.max(x, low), high);
-
   /** Find when, and along which axis, from + time * by first enters a wall. */
   function firstHit(from, by) {
     const hit = {time: Infinity, axis: 0};
@@ -11,9 +11,8 @@ function roomsWorld({walls, side, stride}) {
       const ends = [0, 1].map(i => [(low[i] - from[i]) / by[i], (high[i] - from[i]) / by[i]]);
       const enter = ends.map(pair => Math.min(...pair)), first = Math.max(...enter);
       const last = Math.min(...ends.map(pair => Math.max(...pair)));
-      if (first < last && last > 0 && first < Math.min(1, hit.time)) {
-        hit.time = first; hit.axis = enter[0] >= enter[1] ? 0 : 1;
-      }
+      const axis = enter[0] >= enter[1] ? 0 : 1;
+      if (first < last && last > 0 && first < Math.min(1, hit.time)) Object.assign(hit, {time: first, axis});
     }
     return hit;
   }
@@ -36,16 +35,14 @@ function planRooms(box, {choices, folder, points, limit, radius, ...rooms}) {
   const {move, free} = roomsWorld(rooms), loaded = {}, cells = 20;  // cells: of the heat map, along an axis
   const find = selector => box.querySelector(selector), [play, step, back] = box.querySelectorAll("button");
   const [width, horizon] = box.querySelectorAll("[type=range]"), handles = {start: find(".start"), goal: find(".goal")};
-  // past: the tokens of the steps taken; path: null while the still is shown; beams: null until a decision is planned.
-  let choice = choices[0], model, position, past = [], path = null, beams = null, playing = false, busy = false;
+  // past: the tokens of the steps taken; path: the positions, or null before a walk begins; beams: of the last plan.
+  let choice = choices[0], model, position, past = [], path = null, beams, playing = false, busy = false;
 
   const say = text => { if (find(".said").textContent !== text) find(".said").textContent = text; };
   const centre = (bin, dim) => model.low[dim] + (model.high[dim] - model.low[dim]) * (bin + 0.5) / model.V;
   const pair = (bins, at, dim) => [centre(bins[at], dim), centre(bins[at + 1], dim + 1)];
-  const tokens = point => point.map((x, dim) => {
-    const bin = Math.floor(model.V * (x - model.low[dim]) / (model.high[dim] - model.low[dim]));
-    return model.id(Math.min(Math.max(bin, 0), model.V - 1), dim);
-  });
+  const bin = (x, dim) => Math.floor(model.V * (x - model.low[dim]) / (model.high[dim] - model.low[dim]));
+  const tokens = point => point.map((x, dim) => model.id(clip(bin(x, dim), 0, model.V - 1), dim));
   const arrived = () => Math.hypot(...position.map((x, i) => x - points.goal[i])) <= radius;
   const over = () => arrived() || past.length >= limit;
 
@@ -57,8 +54,7 @@ function planRooms(box, {choices, folder, points, limit, radius, ...rooms}) {
   /** Load a model when it is first used: a page on a disk may load scripts, but fetch nothing. */
   function load({file}) {
     return loaded[file] ??= new Promise((resolve, reject) => {
-      const script = document.createElement("script");
-      script.src = `${folder}/${file}.js`;
+      const script = Object.assign(document.createElement("script"), {src: `${folder}/${file}.js`});
       script.onload = () => resolve(new Transformer(window.ttlibWeights[file]));
       script.onerror = () => { delete loaded[file]; reject(); };
       document.head.append(script);
@@ -69,21 +65,19 @@ function planRooms(box, {choices, folder, points, limit, radius, ...rooms}) {
     const began = performance.now(), memory = past.slice(Math.max(0, past.length - choice.context));
     model.begin([...(model.prefix ? tokens(points.goal) : []), ...memory.flat(), ...tokens(position)]);
     beams = model.plan(+horizon.value, +width.value);
-    const took = performance.now() - began, first = beams.map(({bins}) => pair(bins, 0, 2));
-    const apart = Math.max(...first.flatMap(action => action.map((x, i) => Math.abs(x - first[0][i]))));
-    find(".now").textContent = `After ${past.length} steps. Planned in ${took.toFixed(0)} ms. ` + (first.length > 1
-      ? `Along an axis, the first actions of the ${first.length} plans differ by at most ${apart.toFixed(2)}.` : "");
+    const took = Math.ceil(performance.now() - began), [best, worst] = [0, -1].map(i => beams.at(i).q.toFixed(1));
+    find(".now").textContent = `Steps taken: ${past.length}. The next one was planned in ${took} ms. Log-probability ` +
+      `of the best plan: ${best}, of the last one kept: ${worst}.`.replaceAll("-", "−");
   }
 
   function act() {
     if (!path || over()) restart();
-    if (!beams) decide();
     const {bins} = beams[0];
     past.push([...tokens(position), model.id(bins[0], 2), model.id(bins[1], 3)]);
     path.push(position = move(position, pair(bins, 0, 2)));
   }
 
-  function restart() { position = points.start.map(Math.fround); path = [position]; past = []; beams = null; }
+  function restart() { position = points.start.map(Math.fround); path = [position]; past = []; decide(); }
   function pause() { playing = false; play.textContent = "Play"; }
 
   /** Draw what needs no model. */
@@ -100,22 +94,21 @@ function planRooms(box, {choices, folder, points, limit, radius, ...rooms}) {
   }
 
   function drawPlans() {
-    find(".beams").replaceChildren();
+    const all = find(".beams"), heat = find(".heat g"), [x, y] = position, half = 1.2;  // half: of what is enlarged
+    for (const group of [all, heat]) group.replaceChildren();
     for (const {bins, q} of [...beams].reverse()) {  // the best one is drawn last, over the others
       const line = [position];
       for (let at = 2; at < bins.length; at += 4) line.push(pair(bins, at, 0));
       const action = pair(bins, bins.length - 2, 2);  // where the last action leads is not predicted
       line.push(line.at(-1).map((x, i) => x + rooms.stride * action[i]));
-      make("g", find(".beams"), {opacity: Math.max(0.15, Math.exp(q - beams[0].q))});
-      make("polyline", find(".beams").lastChild, {points: line.join(" ")});
-      line.slice(1).forEach(([cx, cy]) => make("circle", find(".beams").lastChild, {cx, cy, r: 0.05}));
+      const opacity = Math.max(0.15, Math.exp(q - beams[0].q)), [stroke, fill] = ["var(--plan)", "var(--plan)"];
+      make("polyline", all, {points: line.join(" "), "vector-effect": "non-scaling-stroke", stroke, opacity});
+      line.slice(1).forEach(([cx, cy]) => make("circle", all, {cx, cy, r: 0.05, fill, opacity}));
     }
-    const [x, y] = position, half = 1.2;
     find(".zoom").setAttribute("viewBox", [x - half, rooms.side - y - half, 2 * half, 2 * half].join(" "));
     const mass = new Float64Array(cells * cells), cell = bin => Math.floor(bin * cells / model.V), size = 2 / cells;
     for (const [bin, row] of model.pairs(0.002)) row.forEach((p, j) => { mass[cell(bin) * cells + cell(j)] += p; });
-    const heat = find(".heat g"), top = Math.max(...mass), [cx, cy] = pair(beams[0].bins, 0, 2);
-    heat.replaceChildren();
+    const top = Math.max(...mass), [cx, cy] = pair(beams[0].bins, 0, 2);
     mass.forEach((p, i) => make("rect", heat, {x: size * Math.floor(i / cells) - 1, y: size * (i % cells) - 1,
       width: size, height: size, opacity: Math.sqrt(p / top)}));
     make("circle", heat, {cx, cy, r: 0.1});
@@ -154,7 +147,7 @@ function planRooms(box, {choices, folder, points, limit, radius, ...rooms}) {
 
   function under(event) {
     const {x, y} = new DOMPoint(event.clientX, event.clientY).matrixTransform(find(".world").getScreenCTM().inverse());
-    return [x, y].map(value => Math.min(Math.max(value, 0), rooms.side));
+    return [x, y].map(value => clip(value, 0, rooms.side));
   }
 
   for (const name in handles) {

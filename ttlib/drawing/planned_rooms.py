@@ -39,8 +39,8 @@ def write_weights(loaded: Checkpoint, path: Path) -> None:
     config, tokenizer = loaded.model.config, loaded.tokenizer
     if tokenizer.kind != "uniform" or config.transition.rewards or config.V % 2:
         raise ValueError(
-            f"{config.V} {tokenizer.kind} bins, rewards={config.transition.rewards}; expected an even number of uniform "
-            "bins and no rewards: the planner in the browser knows nothing else"
+            f"{config.V} {tokenizer.kind} bins, rewards={config.transition.rewards}; expected an even number of "
+            "uniform bins and no rewards: the planner in the browser knows nothing else"
         )
     named = list(loaded.model.named_parameters())
     halves = torch.cat([p.detach().cpu().flatten() for _, p in named]).bfloat16().view(torch.int16)

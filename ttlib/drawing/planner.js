@@ -25,8 +25,8 @@ function beamSearch(advance, logP, length, width) {
     const longer = [];
     beams.forEach((beam, parent) => logP[parent].forEach((p, bin) => longer.push({q: beam.q + p, parent, bin})));
     longer.sort((a, b) => b.q - a.q);
-    const kept = longer.slice(0, width), before = beams;
-    beams = kept.map(({q, parent, bin}) => ({q, bins: [...before[parent].bins, bin]}));
+    const kept = longer.slice(0, width);
+    beams = kept.map(({q, parent, bin}) => ({q, bins: [...beams[parent].bins, bin]}));
     if (step + 1 < length) logP = advance(kept.map(each => each.bin), kept.map(each => each.parent));
   }
   return beams;
@@ -51,9 +51,6 @@ class Transformer {
     this.stored = Array.from({length: this.n_layer}, () => new Float64Array(room));  // queries, keys, values by slot
   }
 
-  /** Forget all slots but the first ones. */
-  forget(slots) { this.ids.length = this.parents.length = this.positions.length = slots; }
-
   /** Return the slots of a token and of all tokens before it. */
   path(slot) {
     const path = new Array(this.positions[slot] + 1);
@@ -62,8 +59,8 @@ class Transformer {
   }
 
   /**
-   * Return x W^T + b for n rows of x. Two columns of four rows are made at once, which takes half of the time. So
-   * arrays have three rows to spare, and numbers of columns are even.
+   * Return x W^T + b for n rows of x. Four rows and two columns are made at once, since that is faster: arrays have
+   * three rows to spare, and an even number of columns.
    */
   linear(x, n, K, name) {
     const W = this.weights[`${name}.weight`], b = this.weights[`${name}.bias`], M = b.length;
@@ -133,7 +130,7 @@ class Transformer {
     const x = new Float64Array((n + 3) * d);
     ids.forEach((id, row) => {
       const place = parents[row] < 0 ? 0 : this.positions[parents[row]] + 1;
-      this.ids.push(id); this.parents.push(parents[row]); this.positions.push(place);
+      this.ids.push(id); this.parents[first + row] = parents[row]; this.positions[first + row] = place;
       for (let i = 0; i < d; i++) x[row * d + i] = token[id * d + i] + position[place * d + i];
     });
     const paths = ids.map((_, row) => this.path(first + row)), add = y => y.forEach((value, i) => { x[i] += value; });
@@ -148,14 +145,13 @@ class Transformer {
     return ids.map((_, row) => logSoftmax(logits, row * this.V, this.V));
   }
 
-  /** Return the id of a bin of a dimension. */
   id(bin, dim) { return bin + this.V * dim; }
 
   /** Read a context, of which the tokens that it shares with the last one are known, and be ready to plan. */
   begin(ids) {
     let known = 0;
     while (known < ids.length - 1 && this.ids[known] === ids[known]) known++;
-    this.forget(known);
+    this.ids.length = known;
     this.next = this.read(ids.slice(known), ids.slice(known).map((_, i) => known + i - 1)).at(-1);
   }
 
@@ -168,7 +164,7 @@ class Transformer {
       return rows;
     };
     const context = this.ids.length, beams = beamSearch(advance, [this.next], horizon * this.D - this.N, width);
-    this.forget(context);
+    this.ids.length = context;
     return beams;
   }
 
@@ -176,7 +172,7 @@ class Transformer {
   pairs(least) {
     const context = this.ids.length, likely = [...this.next.keys()].filter(bin => this.next[bin] > Math.log(least));
     const second = this.read(likely.map(bin => this.id(bin, this.N)), likely.map(() => context - 1));
-    this.forget(context);
+    this.ids.length = context;
     return likely.map((bin, i) => [bin, second[i].map(q => Math.exp(this.next[bin] + q))]);
   }
 }
