@@ -26,16 +26,17 @@ size = "laptop"
 
 # %% tags=["hide-input"]
 from dataclasses import replace
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
-from IPython.display import Markdown
+from IPython.display import HTML, Markdown
 
 from ttlib import control
-from ttlib.drawing import figures
+from ttlib.drawing import figures, planned_rooms
 from ttlib.environments import four_rooms as rooms
 from ttlib.environments import stepping, tasks
 from ttlib.pipeline import experiments, results, store
@@ -46,6 +47,38 @@ exp = experiments.get("four-rooms", size)
 unconditioned = experiments.get("four-rooms-unconditioned", size)
 held_out = experiments.get("four-rooms-held-out", size)
 pairs = {"smoke": 30, "laptop": 1000, "paper": 1000}[size]
+
+# %% [markdown]
+# ## Try it
+#
+# This is the model of this page, with the weights that all its numbers come from. Your browser plans: it runs the
+# Transformer and the beam search, and needs no network.
+#
+# - **Play** walks from the blue dot to the green ring. Drag the dot or the ring, also while it walks. A tap on the
+#   floor moves the ring. With the keyboard, choose one of them with Tab and move it with the arrow keys.
+# - Choose **No goal**. This model was trained on the same walks and never read a goal.
+# - Choose **Two pairs of rooms never shown**. No walk between the lower left and the upper right room was in its data.
+#   Then drag the ring to another room.
+# - Widen the beam, or plan further ahead. The plans that the search keeps are drawn in orange. Does the walk change?
+
+# %% tags=["hide-input"]
+THREE = [
+    (exp, "Goal first", "The goal stands before the walk."),
+    (unconditioned, "No goal", "This model does not know the goal. It goes on as the walks in its data often did."),
+    (held_out, "Two pairs of rooms never shown", "No walk between the lower left and upper right room was in its data."),
+]
+choices = []
+for each, label, about in THREE:
+    loaded, file = store.load_or_train(each), each.data.quality + "-goal" * each.goal
+    planned_rooms.write_weights(loaded, Path("_build", size, "weights", f"{file}.js"))
+    longest = loaded.model.config.T - each.context
+    plan = (each.context, each.horizon, each.width)
+    choices.append(planned_rooms.Choice(file, label, about, *plan, longest))
+start, goal = np.array([[1.0, 2.5]], np.float32), np.array([[8.0, 7.0]], np.float32)
+agent = four_rooms.four_rooms_agent("goal_transformer", exp, goal)
+[still] = stepping.rollouts(tasks.four_rooms, agent, [0], [{"start": start[0], "goal": goal[0]}])
+walk = np.array(still.states)
+HTML(planned_rooms.planned_rooms(choices, "_static/weights", walk, goal[0], "try-rooms"))
 
 # %% [markdown]
 # ## The world and its demonstrator

@@ -43,6 +43,8 @@ def gather(size: str, source: Path) -> None:
     (source / "figures").mkdir(parents=True)
     (source / "_static").mkdir()
     shutil.copy(NOTEBOOKS / "book.css", source / "_static")
+    if (weights := BUILD / size / "weights").exists():
+        shutil.copytree(weights, source / "_static" / "weights")
     for name in ("conf.py", "references.bib"):
         shutil.copy(NOTEBOOKS / name, source)
     for path in [NOTEBOOKS / "index.md", *executed]:

@@ -66,8 +66,8 @@ def test_values_that_a_page_cannot_be_given_are_refused(run):
 SHIPPED = (
     "data/checkpoints/hopper-v1-laptop/model.safetensors.z", "data/checkpoints/hopper-v1-laptop/config.json",
     "data/policies/hopper/step_0020000.npz", "data/d4rl_returns.tsv", "data/published_speed.csv",
-    "ttlib/model.py", "ttlib/drawing/body_player.html", "ttlib/native/planner.cpp", "notebooks/run.py",
-    "requirements.lock",
+    "ttlib/model.py", "ttlib/drawing/body_player.html", "ttlib/drawing/planner.js", "ttlib/native/planner.cpp",
+    "notebooks/run.py", "requirements.lock",
 )  # fmt: skip
 RESULTS = ("figures/laptop/t.csv", "figures/laptop/t.json", "data/claims.toml", "README.md")
 MADE = ("data/regenerated/hopper.hdf5", "data/d4rl/hopper.hdf5", "figures/laptop/t.png", "build/tables/t.csv",

@@ -17,15 +17,22 @@ from ttlib.drawing import figures
 from ttlib.tokenizer import Tokenizer
 
 
-def fill(file: str, name: str, data: dict) -> str:
-    """Return the HTML of a file of this folder, with data for its script and a name for its element.
+def text(file: str) -> str:
+    """Return the text of a file of this folder."""
+    return resources.files(__package__).joinpath(file).read_text(encoding="utf-8")
+
+
+def fill(file: str, name: str, data: dict, **parts: object) -> str:
+    """Return the HTML of a file of this folder, with data for its script, a name for its element, and other parts.
 
     The name must differ from those of all other elements of a page.  Raises ValueError if it could not stand in HTML
     and in CSS as it is.
     """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
         raise ValueError(f"element name {name!r}; expected a letter, followed by letters, digits, '-' or '_'")
-    html = resources.files(__package__).joinpath(file).read_text(encoding="utf-8")
+    html = text(file)
+    for part, content in parts.items():
+        html = html.replace(f"{{{{{part}}}}}", str(content))
     values = json.dumps(data, separators=(",", ":")).replace("<", r"\u003c")  # so "</script>" in a label is only text
     return html.replace("{{name}}", name).replace("{{data}}", values)
 
