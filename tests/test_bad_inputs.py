@@ -451,7 +451,7 @@ CONFIGS = {
     "no updates": (lambda: TrainConfig(0), "updates=0.*; expected at least 1"),
     "gamma below 0": (lambda: experiments.Bins(gamma=-0.1), "gamma=-0.1; expected 0 to 1"),
     "gamma NaN": (lambda: experiments.Bins(gamma=float("nan")), "gamma=nan; expected 0 to 1"),
-    "no layers": (lambda: ModelConfig(WORLD, 4, n_layer=0), "n_layer=0.*; expected T >= 1 and layers"),
+    "no layers": (lambda: ModelConfig(WORLD, 4, n_layer=0), "n_layer=0.*; expected T, n_layer >= 1"),
     "heads below 0": (lambda: ModelConfig(WORLD, 4, n_head=-4), "d_model=192 is no multiple of n_head=-4"),
     "no plan": (lambda: Plan(-2, 1, 1), "expected horizon and widths of at least 1"),
 }

@@ -40,7 +40,7 @@ class ModelConfig:
             raise ValueError(f"V={self.V}; expected at most 255: 255 marks masks")
         if min(self.T, self.n_layer) < 1 or not 0 <= self.dropout < 1:
             found = f"T={self.T}, n_layer={self.n_layer}, dropout={self.dropout}"
-            raise ValueError(f"{found}; expected T >= 1 and layers, 0 <= dropout < 1")
+            raise ValueError(f"{found}; expected T, n_layer >= 1, 0 <= dropout < 1")
         if (scale := self.embedding_length_scale) < 0:
             raise ValueError(f"embedding_length_scale={scale}; expected at least 0")
 

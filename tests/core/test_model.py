@@ -167,7 +167,7 @@ def test_smooth_embeddings_change_no_other_weight_s_distribution_and_none_by_def
 
 @pytest.mark.parametrize("options, match", [
     ({"embedding_length_scale": -1.0}, "embedding_length_scale=-1.0; expected .*at least 0"),
-    ({"d_model": 20, "n_head": 6}, "d_model=20 .*n_head=6"), ({"T": 0}, "T=0, .*expected T >= 1"),
+    ({"d_model": 20, "n_head": 6}, "d_model=20 .*n_head=6"), ({"T": 0}, "T=0, .*expected T, n_layer >= 1"),
     ({"dropout_where": "all"}, "dropout_where.*'all'; expected .*block.*everywhere"),
     ({"dropout": 1.0}, "dropout=1.0; expected .*< 1"), ({"dropout": -0.1}, "dropout=-0.1; expected .*0 <= dropout"),
 ])  # fmt: skip

@@ -395,12 +395,13 @@ def test_operations_are_those_that_the_bench_counts():
     for row in rows[rows.setting.isin(["fast", "default"])].itertuples():
         exp = experiments.get(f"{row.task}-medium", "paper", row.profile)
         plan = Plan(row.horizon, row.plans, 2, proposal="beam" if row.profile == "v1" else "sample")
-        exp = replace(exp, model=ModelConfig(exp.model.transition, 20, **sizes[row.model]), plan=plan, context=row.past)
+        model = ModelConfig(exp.model.transition, 20, **sizes[row.model])
+        exp = replace(exp, model=model, plan=plan, context=row.past, plan_window=None)
         computed = sweep.operations(rollouts.RolloutSet(exp, "tto", "", (0,))) / 1000 / 1e9
         assert computed == pytest.approx(row.gflop_per_decision, rel=0.03), row
     for row in measured("training").itertuples():
         exp = experiments.get(f"{row.task}-medium", "paper", "released")
-        exp = replace(exp, model=ModelConfig(exp.model.transition, 10, **sizes[row.model]), context=0)
+        exp = replace(exp, model=ModelConfig(exp.model.transition, 10, **sizes[row.model]), context=0, plan_window=None)
         computed = sweep.operations(exp) / (exp.train.updates * exp.train.batch * exp.model.max_tokens)
         counted = row.share_of_ceiling * row.gflops_ceiling * 1e9 / row.tokens_per_second
         assert computed == pytest.approx(counted, rel=0.03), row

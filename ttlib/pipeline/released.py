@@ -1,4 +1,4 @@
-"""What only the authors' later code plans with: a window that slides, and the likeliest bins alone."""
+"""Plan as only the authors' later code does: with a window that slides, and with the likeliest bins alone."""
 
 import functools
 from collections.abc import Callable
