@@ -1,8 +1,9 @@
-"""python -m ttlib.commands.tuning hopper|training|ensemble --size SIZE: search for settings.
+"""python -m ttlib.commands.tuning hopper|training|ensemble|levers --size SIZE: search for settings.
 
 hopper: compare trainings and ways to act on hopper, by returns on rollout seeds that no report uses.
 training: compare optimisers and models by their held-out loss after equal minutes of one processor.
 ensemble: compare members, width, layers and training of the ensemble of single-step models on the humanoid.
+levers: compare cheap changes of the profile `released` by their held-out loss; see ttlib/commands/levers.py.
 
 The table is data/tried_SEARCH.csv at size laptop, and build/tried_SEARCH-SIZE.csv at other sizes.  Settings that are in
 the table are not run again, so a killed search continues where it was.  Delete the table to search anew.
@@ -22,6 +23,7 @@ import torch
 from ttlib import cpu, files, train
 from ttlib.baselines import ensemble as ensembles
 from ttlib.baselines.ensemble import Ensemble, EnsembleConfig, Transitions
+from ttlib.commands import levers as cheap
 from ttlib.model import GPT
 from ttlib.pipeline import cpu_training, experiments, places, rollouts, store
 from ttlib.pipeline.experiments import Experiment
@@ -265,7 +267,12 @@ def long_scores(made: Ensemble, size: str) -> dict:
     return {f"binned_{t}": nats[t - 1] for t in TIMES} | {f"not_finite_{steps}": not_finite[-1] / samples}
 
 
-SEARCHES = {"hopper": hopper, "training": training, "ensemble": ensemble}
+def levers(size: str) -> None:
+    """Compare cheap changes of the profile `released`."""
+    grid_search(table_path("levers", size), cheap.settings(size), cheap.compare)
+
+
+SEARCHES = {"hopper": hopper, "training": training, "ensemble": ensemble, "levers": levers}
 
 
 def main() -> None:
