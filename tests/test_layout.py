@@ -96,9 +96,9 @@ def test_budgets_of_lines():
             assert len(line) <= 84, f"{path}:{number}: {len(line)} columns, at most 84, since pages show it"
     lengths = [length(node) for path in core for node in functions(TREES[path])]
     assert max(lengths) <= 45 and sum(n <= 25 for n in lengths) >= 0.9 * len(lengths)
-    # We want 7,200 each.  Records and the native planner came with 900 lines, the doors for others' data, kept files and
-    # machines with 600, the methods of paper size and the rooms in a browser with 400.
-    assert lines(FILES) <= 11000
+    # We want 7,200 each.  Records and the native planner came with 900 lines, the doors for data of others, kept files
+    # and machines with 600, methods of paper size, rooms in a browser and cheap changes with 500.
+    assert lines(FILES) <= 11120
     assert lines((ROOT / "tests").rglob("*.py")) <= 9400
     for page in (ROOT / "notebooks").glob("[0-9]*.py"):
         assert lines([page]) <= 500, page
