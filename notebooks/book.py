@@ -19,6 +19,7 @@ ROOT = NOTEBOOKS.parent
 BUILD = NOTEBOOKS / "_build"
 FIGURE = re.compile(r"\.\./figures/\w+/([\w.-]+)")  # a figure as a page or index.md names it
 PAGE = re.compile(r"\]\((\d\d_\w+)\.py\b")  # a link that works in JupyterLab
+LINK = re.compile(r'(href=\\"\d\d_\w+)\.py\b')  # the same in HTML that a cell shows
 
 
 def placeholder(path: Path) -> None:
@@ -51,7 +52,7 @@ def gather(size: str, source: Path) -> None:
         text = path.read_text(encoding="utf-8")
         for name in set(FIGURE.findall(text)):
             copy_figure(size, name, source / "figures" / name)
-        text = PAGE.sub(r"](\1.ipynb", FIGURE.sub(r"figures/\1", text))
+        text = LINK.sub(r"\1.html", PAGE.sub(r"](\1.ipynb", FIGURE.sub(r"figures/\1", text)))
         (source / path.name).write_text(text, encoding="utf-8")
 
 

@@ -97,9 +97,10 @@ def test_budgets_of_lines():
     lengths = [length(node) for path in core for node in functions(TREES[path])]
     assert max(lengths) <= 45 and sum(n <= 25 for n in lengths) >= 0.9 * len(lengths)
     # We want 7,200 each.  Records and the native planner came with 900 lines, the doors for data of others, kept files
-    # and machines with 600, methods of paper size, rooms in a browser and cheap changes with 500.
-    assert lines(FILES) <= 11120
-    assert lines((ROOT / "tests").rglob("*.py")) <= 9400
+    # and machines with 600, methods of paper size, rooms in a browser and cheap changes with 500, and what each verdict
+    # of the ledger can bear with 500.
+    assert lines(FILES) <= 11640
+    assert lines((ROOT / "tests").rglob("*.py")) <= 9480
     for page in (ROOT / "notebooks").glob("[0-9]*.py"):
         assert lines([page]) <= 500, page
 

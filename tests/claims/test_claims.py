@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ttlib.claims import ledger, rules
+from ttlib.claims import checks, front, ledger, rules, superseded
 from ttlib.claims.ledger import LEDGER as PATH
 from ttlib.claims.ledger import NOT, SIZES, TREND, Outcome, changed, into_readme, load, outcomes, record
 from ttlib.pipeline import places
@@ -283,17 +283,101 @@ def test_half_of_the_data_sets_are_too_few(tmp_path):
     assert outcome.verdict == ledger.UNTESTED and "3 of 6" in outcome.note
 
 
-def test_verdicts_are_those_of_the_ledger():
+@pytest.fixture(scope="module")
+def now() -> dict:
+    return outcomes(list(LEDGER.values()))
+
+
+def test_verdicts_are_those_of_the_ledger(now):
     """A committed result that changes a verdict fails here until `make claims` writes it to data/claims.toml."""
-    ledger = list(LEDGER.values())
-    assert not changed(ledger, outcomes(ledger)), "look at the new verdicts, then run `make claims`"
+    assert not changed(list(LEDGER.values()), now), "look at the new verdicts, then run `make claims`"
 
 
-def test_readme_has_the_table_of_now():
-    text, ledger = (places.ROOT / "README.md").read_text(), list(LEDGER.values())
-    assert text == into_readme(text, ledger, outcomes(ledger)), "run `make claims`"
-    for claim in ledger:
-        assert claim.wording in text
+def test_readme_has_the_summary_and_the_table_of_now(now, monkeypatch):
+    """In mode book a record that does not belong to the present results is refused."""
+    monkeypatch.setenv("TTLIB_MODE", "book")
+    text, claims = (places.ROOT / "README.md").read_text(), list(LEDGER.values())
+    lines = front.summary(claims, now, checks.table(claims, now, "laptop"), "laptop")
+    assert text == into_readme(text, claims, now, lines), "run `make claims`"
+    assert len(lines) == 10 and all(claim.wording in text and claim.title in text for claim in claims)
+
+
+def test_each_row_has_a_history_and_a_changed_row_names_the_verdict_of_its_first_rule(now):
+    text = ledger.table(list(LEDGER.values()), now, "")
+    for claim in LEDGER.values():
+        first, *later = claim.history
+        assert all(change.reason and change.commit and change.date >= first.date for change in later)
+        outcome = now[claim.id, "laptop"]
+        assert (outcome.first in ledger.VERDICTS) == bool(later), claim.id
+        if later and outcome.first != outcome.verdict:
+            assert f"{outcome.verdict} (first rule: {outcome.first})" in text
+
+
+def test_the_first_rule_of_memory_wants_disjoint_curves():
+    """A lead of 1.5 nats is clear of an interval of a tenth of a nat, but not of two curves' intervals of one nat."""
+    limits = LEDGER["memory-when-masked"].history[0].limits
+    for lead, holds in ((1.5, False), (2.5, True)):
+        table = curves({p: {"transformer": y, "markov": 0.0} for p, y in (("observed", 1.0), ("masked", lead))})
+        found = superseded.memory_by_ends_of_intervals({"fig2_error_compounding": table}, limits)
+        assert found.trend and found.holds == holds and np.isclose(found.low, lead - 2)
+
+
+def test_the_first_rules_of_imitation_and_speed_read_other_rows():
+    limits = {"paper": 1.04, "below": 0.1, "half": 0.5}
+    found = superseded.imitation_by_first_search(imitation("hopper-expert")(2), limits, "hopper-expert")
+    assert np.isclose(found.value, 0.01) and not found.holds
+    table = timed(2)["bench_planning"].assign(setting="fast")
+    short = table.assign(setting="table 1", seconds_per_decision=table.seconds_per_decision / 1e6)
+    tables = {"bench_planning": pd.concat([table, short[short.model != "ensemble"]])}
+    assert rules.RULES["not-real-time"](tables, {}).holds
+    assert not superseded.RULES["not-real-time-in-every-search"](tables, {}).trend
+
+
+def test_other_choices_turn_a_verdict_where_they_cross_its_threshold(tmp_path):
+    claim = LEDGER["goals-without-rewards"]
+    rows = checks.sensitivity(claim, "laptop", goals(1)).set_index("check")
+    assert rows.turns.to_dict() == {"`success` halved to 0.45": True, "`success` doubled to 1.8": False}
+    assert rows.verdict.iloc[0] == ledger.REPRODUCED
+    with rules.summed_up(average=np.median):
+        assert rules.average(pd.Series([0, 0, 9])) == 0
+    assert rules.average(pd.Series([0, 0, 9])) == 3
+
+
+def test_repetitions_keep_means_and_share_the_luck_of_a_training():
+    rng = np.random.default_rng(0)
+    table = rollouts({("h", "tto", "main"): 100.0, ("h", "tto", "noise"): 50.0}, n=2000)
+    again = checks.repeated(table, rng, between=0.0).groupby("variant")["score"].agg(["mean", "std"])
+    assert np.allclose(again["mean"], [100, 50], atol=0.1)
+    assert np.allclose(again["std"], table.score[:2000].std(), atol=0.05)
+    shifted = checks.repeated(table, rng, between=100.0).groupby("variant")[["score", "return"]].mean()
+    assert np.isclose(shifted.score.diff().iloc[1], -50, atol=0.2) and abs(shifted.score.iloc[0] - 100) > 1
+    assert np.allclose(shifted["return"], shifted.score)  # in this table they are the same number
+
+
+def test_power_is_one_where_an_effect_is_far_larger_than_its_spread():
+    claim = LEDGER["myopic"]
+    large, none = (checks.power(claim, "laptop", myopic(good), times=8).same for good in (2, 1))
+    assert (large == 1).all() and (none < 1).all()
+
+
+def test_three_rollouts_of_one_training_are_said_to_be_that():
+    table = rollouts({("halfcheetah-medium-expert", m, "main"): 50.0 for m in ("tto", "bc")}, n=3)
+    words = checks.design(LEDGER["halfcheetah-medium-expert"], {"table1_rollouts": table})
+    assert words["trainings"].startswith("one training") and words["rollouts"].startswith("3 rollouts")
+    assert words["datasets"] == "one dataset" and "too few to call it an interval" in words["brackets"]
+    many = pd.concat([table.assign(model_seed=k) for k in range(3)] * 4)
+    words = checks.design(LEDGER["halfcheetah-medium-expert"], {"table1_rollouts": many})
+    assert words["brackets"] == "a 90% bootstrap interval over 12 rollouts of 3 trainings"
+
+
+def test_the_page_of_the_ledger_has_each_row_and_no_script(now, monkeypatch):
+    monkeypatch.setenv("TTLIB_MODE", "book")
+    claims = list(LEDGER.values())
+    text = front.page(claims, now, checks.table(claims, now, "laptop"), "laptop")
+    assert text.count("<summary>") == text.count("</details>") == len(claims) == text.count('role="img"')
+    assert "{{" not in text and "<script" not in text and " on" + "click" not in text and "nan" not in text
+    for claim in claims:
+        assert f'id="claim-{claim.id}"' in text
 
 
 def test_a_changed_verdict_is_told_and_written(tmp_path):
@@ -318,6 +402,9 @@ def test_a_changed_verdict_is_told_and_written(tmp_path):
     (r"^sentence = .*$", 'sentence = "The error is {error}."', "round-trip: sentence names 'error'.*value"),
     (r'^id = "slower"$', 'id = "slow"', "slow.*round-trip"),
     (r"^limits = \{ half_bins.*$", "limits = {}", "round-trip.*half_bins"),
+    (r"^known = true$", "", "round-trip: .*history.*known"),
+    (r'^rule = "order.*$', 'rule = "gone"', "order-of-models.*'gone'.*first rule's verdict"),
+    (r"^picture = .*$", "picture = { low = 0, high = 1 }", "round-trip: picture.*paper or limit"),
     (r"^expected = .*$", 'expected = { laptop = "holds", paper = "not tested" }', "round-trip.*holds.*trend only"),
 ])
 def test_a_wrong_row_is_refused_by_name(tmp_path, old, new, said):

@@ -4,6 +4,9 @@ A rule takes the result tables by name and the limits of its row, and returns a 
 the columns `variant`, `horizon`, `noise`, ... and never by a label.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 
@@ -35,6 +38,33 @@ class Finding:
 # Statistics
 
 
+@dataclass(frozen=True)
+class Statistics:
+    """Hold how rules sum up values, and list the rows whose means they resampled."""
+
+    average: Callable = np.mean
+    level: float = 0.9
+    resampled: list[pd.DataFrame] | None = None
+
+
+_STATISTICS = ContextVar("statistics", default=Statistics())  # noqa: B039 - it is frozen
+
+
+@contextmanager
+def summed_up(**choices) -> Iterator[Statistics]:
+    """Let rules sum up values by these fields of Statistics inside a `with` block, which gets the Statistics."""
+    token = _STATISTICS.set(Statistics(**choices, resampled=[]))
+    try:
+        yield _STATISTICS.get()
+    finally:
+        _STATISTICS.reset(token)
+
+
+def average(values: pd.Series) -> float:
+    """Return the mean of values, or what `summed_up` takes in its place."""
+    return float(_STATISTICS.get().average(values.to_numpy(float)))
+
+
 def rows_of(table: pd.DataFrame, **equal) -> pd.DataFrame:
     """Return the rows whose columns have these values.  NotTestedError if there are no such rows."""
     rows = table
@@ -48,7 +78,7 @@ def rows_of(table: pd.DataFrame, **equal) -> pd.DataFrame:
 
 def model_mean(rows: pd.DataFrame, column: str) -> float:
     """Return the mean over models of each model's mean."""
-    return float(rows.groupby("model_seed")[column].mean().mean())
+    return average(rows.groupby("model_seed")[column].agg(average))
 
 
 def bootstrap_means(rows: pd.DataFrame, column: str, samples: int = 2000) -> np.ndarray:
@@ -56,15 +86,18 @@ def bootstrap_means(rows: pd.DataFrame, column: str, samples: int = 2000) -> np.
 
     The draws are the same at every call, so two methods with the same seeds in the same order are compared in pairs.
     """
-    rng = np.random.default_rng(0)
+    rng, statistics = np.random.default_rng(0), _STATISTICS.get()
+    if statistics.resampled is not None:
+        statistics.resampled.append(rows)
     values = [group.to_numpy(float) for _, group in rows.groupby("model_seed")[column]]
-    within = np.stack([v[rng.integers(len(v), size=(samples, len(v)))].mean(1) for v in values])
+    within = np.stack([statistics.average(v[rng.integers(len(v), size=(samples, len(v)))], axis=1) for v in values])
     drawn = rng.integers(len(values), size=(samples, len(values)))
-    return within[drawn, np.arange(samples)[:, None]].mean(1)
+    return statistics.average(within[drawn, np.arange(samples)[:, None]], axis=1)
 
 
-def interval(bootstrap: np.ndarray, level: float = 0.9) -> tuple[float, float]:
-    """Return the bounds that hold the middle `level` of bootstrap values."""
+def interval(bootstrap: np.ndarray) -> tuple[float, float]:
+    """Return the bounds that hold the middle 90% of bootstrap values, or the level that `summed_up` takes."""
+    level = _STATISTICS.get().level
     low, high = np.quantile(bootstrap, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -164,8 +197,8 @@ def ensemble_fails(tables: Tables, limits: Limits) -> Finding:
 def markov_is_close(tables: Tables, limits: Limits) -> Finding:
     table = tables["fig2_error_compounding"]
     full, markov, (_, ensemble) = _curve(table, "transformer"), _curve(table, "markov"), _better_ensemble(table)
-    gain = (full.log_likelihood - ensemble.log_likelihood).mean()
-    distance = (full.log_likelihood - markov.log_likelihood).abs().mean()
+    gain = average(full.log_likelihood - ensemble.log_likelihood)
+    distance = average((full.log_likelihood - markov.log_likelihood).abs())
     overlap = ((full.low <= markov.high) & (markov.low <= full.high)).mean()
     note = (
         f"They are {distance:.1f} nats apart on average, and their intervals overlap at {overlap:.0%} of the steps. "
@@ -210,7 +243,7 @@ def attention_patterns(tables: Tables, limits: Limits) -> Finding:
 def actions_attend_to_actions(tables: Tables, limits: Limits) -> Finding:
     actions = rows_of(tables["attention_scores"], rows="actions")
     weight = {
-        score: rows_of(actions, score=score).groupby(["profile", "seed"]).value.mean()
+        score: rows_of(actions, score=score).groupby(["profile", "seed"]).value.agg(average)
         for score in ("past_actions", "past_states", "past_action_key", "past_state_key")
     }
     sums, keys = weight["past_actions"] / weight["past_states"], weight["past_action_key"] / weight["past_state_key"]
@@ -417,7 +450,8 @@ def discretisation_explains(tables: Tables, limits: Limits) -> Finding:
     ensemble = _better_ensemble(table)[1].log_likelihood
     full, markov = (_curve(table, model).log_likelihood - ensemble for model in ("transformer", "markov"))
     late = full.index > full.index.max() / 2
-    kept = markov[late].mean() / full[late].mean() if full[late].mean() > 0 else 0.0
+    ours, theirs = average(full[late]), average(markov[late])
+    kept = theirs / ours if ours > 0 else 0.0
     rows, _ = compare_pairs(ablation_pairs(tables["ablations_rollouts"], "independent_dimensions"))
     enough, lower = kept >= limits["share"], (rows.high < 0).all()
     note = f"The planner's return with independent dimensions, relative to its own: {_percentages(rows)}."
@@ -435,10 +469,10 @@ def actions_in_distribution(tables: Tables, limits: Limits) -> Finding:
         scorer = other.scorer.iloc[0]
         tto = rows_of(table[table.profile != scorer], dataset=dataset, method="tto", variant="main", scorer=scorer)
         drawn.append(bootstrap_means(tto, "log_likelihood") - bootstrap_means(other, "log_likelihood"))
-        gaps.append(tto.log_likelihood.mean() - other.log_likelihood.mean())
-    clear, average = [interval(d)[0] > 0 for d in drawn], float(np.mean(gaps))
+        gaps.append(average(tto.log_likelihood) - average(other.log_likelihood))
+    clear, mean = [interval(d)[0] > 0 for d in drawn], float(np.mean(gaps))
     note = f"Planned actions are clearly likelier on {sum(clear)} of {len(clear)} datasets."
-    return Finding(average, all(clear), average > 0, note, *interval(np.mean(drawn, axis=0)))
+    return Finding(mean, all(clear), mean > 0, note, *interval(np.mean(drawn, axis=0)))
 
 
 def no_pessimism(tables: Tables, limits: Limits) -> Finding:
@@ -456,8 +490,8 @@ def no_pessimism(tables: Tables, limits: Limits) -> Finding:
         theirs = bootstrap_means(other, "overestimation")
         drawn.append(theirs - bootstrap_means(tto, "overestimation"))
         exploited = interval(theirs)[0] > 0 and interval(drawn[-1])[0] > 0
-        gap = other.overestimation.mean() - tto.overestimation.mean()
-        rows.append({"gap": gap, "tto": tto.overestimation.mean(), "holds": exploited and less})
+        gap = average(other.overestimation) - average(tto.overestimation)
+        rows.append({"gap": gap, "tto": average(tto.overestimation), "holds": exploited and less})
     rows = pd.DataFrame(rows)
     note = (
         f"The rule holds on {rows.holds.sum()} of {len(rows)} datasets. "

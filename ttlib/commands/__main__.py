@@ -8,7 +8,8 @@ import sys
 import torch
 
 from ttlib import files
-from ttlib.claims.ledger import changed, into_readme, load, outcomes, record
+from ttlib.claims import checks, front
+from ttlib.claims.ledger import SIZES, changed, into_readme, load, outcomes, record
 from ttlib.pipeline import experiments, places, provenance, results, rollouts, store, sweep
 from ttlib.studies import jobs, offline_rl, spot_check
 
@@ -136,7 +137,8 @@ def judge(_: str) -> None:
     claims = load()
     found = outcomes(claims)
     readme = places.ROOT / "README.md"
-    text = into_readme(readme.read_text("utf-8"), claims, found)
+    lines = front.summary(claims, found, checks.table(claims, found, SIZES[0]), SIZES[0])
+    text = into_readme(readme.read_text("utf-8"), claims, found, lines)
     print("\n".join(changed(claims, found)) or "no verdict changed")
     record(claims, found)
     files.write_aside(readme, lambda aside: aside.write_text(text, "utf-8"))
