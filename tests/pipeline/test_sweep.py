@@ -401,7 +401,8 @@ def test_operations_are_those_that_the_bench_counts():
         assert computed == pytest.approx(row.gflop_per_decision, rel=0.03), row
     for row in measured("training").itertuples():
         exp = experiments.get(f"{row.task}-medium", "paper", "released")
-        exp = replace(exp, model=ModelConfig(exp.model.transition, 10, **sizes[row.model]), context=0, plan_window=None)
+        model = ModelConfig(exp.model.transition, 10, **sizes[row.model])
+        exp = replace(exp, model=model, context=0, plan=None, plan_window=None)
         computed = sweep.operations(exp) / (exp.train.updates * exp.train.batch * exp.model.max_tokens)
         counted = row.share_of_ceiling * row.gflops_ceiling * 1e9 / row.tokens_per_second
         assert computed == pytest.approx(counted, rel=0.03), row

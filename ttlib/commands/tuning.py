@@ -95,7 +95,7 @@ def actings(exp: Experiment) -> list[tuple[str, Experiment]]:
         beam = replace(filtered, proposal="beam", horizon=1, beam_width=8, expansions=4)
         plans += [beam, replace(beam, horizon=3), replace(filtered, drop_probability=0.0)]
     ways = [("sampling", exp)] + [("tto", replace(exp, plan=plan)) for plan in plans]
-    return [*ways, ("sampling", replace(exp, context=5, plan_window=None))] if whole else ways
+    return [*ways, ("sampling", replace(exp, plan=filtered, context=5, plan_window=None))] if whole else ways
 
 
 def acting_columns(method: str, exp: Experiment) -> dict:
