@@ -165,7 +165,7 @@ bench: $(STAMP) ## speed of planning and training on this machine, memory; make 
 	$(BIN)/python -m ttlib.commands.bench --size $(size) $(ARGS)
 	$(BIN)/python -m ttlib.commands.bench_memory
 
-tune: $(STAMP) ## search for settings on hopper; make tune ARGS=training or ARGS=ensemble: the other searches
+tune: $(STAMP) ## search for settings on hopper; make tune ARGS=training, ARGS=ensemble, ARGS=levers: the other searches
 	$(BIN)/python -m ttlib.commands.tuning $(or $(ARGS),hopper) --size $(size)
 
 curve: $(STAMP) ## the scaling curve: models on more data and more tokens, hours each

@@ -83,16 +83,16 @@ def read(path: Path) -> tuple[pd.DataFrame, dict]:
     return pd.read_csv(path), about
 
 
-def kept(path: Path) -> bool:
-    """Return whether a table is kept.  A damaged one is named and removed, so that it is made again."""
+def kept(path: Path) -> tuple[pd.DataFrame, dict] | None:
+    """Return what `read` does of a kept table, or None.  A damaged one is named and removed, and so made again."""
     try:
-        return bool(read(path))
+        return read(path)
     except FileNotFoundError:
-        return False
+        return None
     except ValueError as error:
         say(f"{error}: it is made again")
         path.unlink()
-        return False
+        return None
 
 
 def published(path: Path, recipe: str, inputs: dict[str, str], stage: int) -> pd.DataFrame:
@@ -130,23 +130,27 @@ def table(
     folder = places.folder(size)  # raises for an unknown size
     at = (places.records(size) if record else folder) / f"{name}.csv"
     path = table_file(name, size, config, inputs, stage)
-    if public and (places.mode() == "book" or (record and takes_records(size) and not kept(path))):
+    book = public and places.mode() == "book"
+    known = None if book else kept(path)
+    if book or (public and record and takes_records(size) and not known):
         try:
             found = published(at, _recipe(name, config)[0], inputs or {}, stage)
             say(f"{name}: taken from {places.shown(at.parent)}")
             _list(at)
             return found
         except (FileNotFoundError, ValueError) as error:
-            if places.mode() == "book":
+            if book:
                 raise type(error)(f"{error}; `make book` only draws: run `make all` first") from None
             say(f"{name}: not taken from records: {error}")
-    if kept(path):
+    if known:
         say(f"{name}: loaded (key {path.stem[-16:]})")
     else:
         with locks.alone(path):
-            if not kept(path):  # another command made it meanwhile
+            known = kept(path)  # another command may have made it meanwhile
+            if not known:
                 _compute(path, name, size, make, (config, inputs or {}, stage))
-    found, about = read(path)
+                known = read(path)
+    found, about = known
     if public:
         _publish(at, path.read_text(encoding="utf-8"), about)
     return found

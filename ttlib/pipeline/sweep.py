@@ -70,7 +70,7 @@ def files(job: Job) -> list[Path]:
 def files_there(job: Job) -> bool:
     """Return whether the last file of a job exists, and rollouts are as they were written."""
     made = files(job)
-    return bool(made) and (made[-1].exists() if isinstance(job, Experiment) else results.kept(made[-1]))
+    return bool(made) and (made[-1].exists() if isinstance(job, Experiment) else results.kept(made[-1]) is not None)
 
 
 def finished(job: Job) -> bool:
